@@ -1,0 +1,204 @@
+"""CCSNet: cross-stage class-specific attention. THE method.
+
+Source: Shi, Sun, Li, "Cross-Stage Class-Specific Attention for Image Semantic Segmentation",
+PRCV 2022, LNCS 13536 pp. 558-573. Where this form differs from the authors' release, its result
+does not: see docs/method.md.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ccsnet.errors import InputError
+from ccsnet.heads._base import HeadConfig, Output, channels_last, classifier, conv_norm_relu, resize
+from ccsnet.heads._fusion import Fusion
+from ccsnet.heads.fcn import FCN
+
+# B images, N classes, C channels of the coarsest map, D width of the head;
+# (h, w) the grid of stride 16, (H, W) the grid of any stage.
+
+STRIDE_16 = 2  # Position among the four maps of the one that the coarse head sees.
+
+
+def class_centres(
+    coarse: Float[Tensor, "B N h w"], features: Float[Tensor, "B C H W"]
+) -> Float[Tensor, "B N C"]:
+    """One feature vector per class: the mean of `features`, weighted by where the class is likely.
+
+    The weights are a softmax over space, not over classes, of the coarse logits on the features'
+    grid.
+    """
+    weights = resize(coarse, (features.shape[-2], features.shape[-1])).flatten(2).softmax(-1)
+    return weights @ features.flatten(2).transpose(1, 2)
+
+
+def relevant_classes(coarse: Float[Tensor, "B N h w"], top_k: int) -> Bool[Tensor, "B N h w"]:
+    """True for the `top_k` best-scored classes of each location; for all of them if N is less."""
+    best = coarse.topk(min(top_k, coarse.shape[1]), dim=1).indices
+    return torch.zeros_like(coarse, dtype=torch.bool).scatter(1, best, True)
+
+
+def window_of(mask: Bool[Tensor, "B N h w"], size: tuple[int, int]) -> Bool[Tensor, "B N H W"]:
+    """Give every place of a finer grid the classes of the stride-16 cell that holds it.
+
+    Where the sizes divide evenly each cell serves a square window, as in the paper. Elsewhere a
+    place belongs to the cell over its top left corner. Integer arithmetic: no rounding.
+    """
+    for dim, length in ((2, size[0]), (3, size[1])):
+        cells = mask.shape[dim]
+        if cells != length:
+            cell = torch.arange(length, device=mask.device) * cells // length
+            mask = mask.index_select(dim, cell)
+    return mask
+
+
+class ClassAttention(nn.Module):
+    """Every place of one stage reads from the centres of the classes relevant there."""
+
+    def __init__(self, in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.query = nn.Conv2d(in_channels, dim, 1)
+        self.conv, self.norm, self.activation = conv_norm_relu(dim, dim)
+
+    def forward(
+        self,
+        feature: Float[Tensor, "B _ _ _"],
+        keys: Float[Tensor, "B N D"],
+        values: Float[Tensor, "B N D"],
+        relevant: Bool[Tensor, "B N h w"],
+        size: tuple[int, int],
+    ) -> Float[Tensor, "B D H W"]:
+        """The queries plus what they read; on a grid of `size`, the stage's own or a finer one.
+
+        The 1x1 convolution of the read values is applied to the N values before they are read
+        instead of to every place after: reading is a weighted sum, so the two commute.
+        """
+        query = resize(self.query(feature), size)
+        values = F.linear(values, self.conv.weight.flatten(1))
+        read = F.scaled_dot_product_attention(
+            query.flatten(2).transpose(1, 2).unsqueeze(1),
+            keys.unsqueeze(1),
+            values.unsqueeze(1),
+            attn_mask=window_of(relevant, size).flatten(2).transpose(1, 2).unsqueeze(1),
+        )
+        read = read.squeeze(1).transpose(1, 2).unflatten(2, size)
+        return query + self.activation(self.norm(read))
+
+
+class CCSHead(nn.Module):
+    """The heads of CCSNet: a coarse prediction, class centres, attention at four stages, fusion.
+
+    Args:
+        channels: Widths of the four feature maps, strides 4, 8, 16, 32.
+        num_classes: N, at least 2.
+        config: Settings; `top_k`, `dim`, `coarse_dim` and `dropout` are all used.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], num_classes: int, config: HeadConfig | None = None
+    ) -> None:
+        super().__init__()
+        config = config or HeadConfig()
+        self.top_k = config.top_k
+        self.coarse = FCN(channels[STRIDE_16], config.coarse_dim, num_classes, config.dropout)
+        self.key = nn.Linear(channels[-1], config.dim)
+        self.value = nn.Linear(channels[-1], config.dim, bias=False)
+        self.stages = nn.ModuleList(ClassAttention(c, config.dim) for c in channels)
+        self.fusion = Fusion(config.dim, len(channels))
+        self.dropout = nn.Dropout2d(config.dropout)
+        self.classifier = classifier(config.dim, num_classes)
+
+    def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> Output:
+        """Logits at stride 4 and coarse logits at stride 16.
+
+        Args:
+            features: Four maps, fine to coarse. Sizes need not divide each other.
+        """
+        features = channels_last(features)
+        coarse = self.coarse(features[STRIDE_16])
+        centres = class_centres(coarse, features[-1])
+        keys, values = self.key(centres), self.value(centres)
+        relevant = relevant_classes(coarse, self.top_k)
+        # The coarsest stage attends on the grid of stride 16, where the choice was made.
+        grids = [features[min(i, STRIDE_16)].shape[-2:] for i in range(len(features))]
+        attended = [
+            stage(feature, keys, values, relevant, (grid[0], grid[1]))
+            for stage, feature, grid in zip(self.stages, features, grids, strict=True)
+        ]
+        return Output(self.classifier(self.dropout(self.fusion(attended))), coarse)
+
+
+build = CCSHead
+
+_RELEASE_NAMES = {
+    "decode_head.0.convs.0.conv": "coarse.0.0",
+    "decode_head.0.convs.0.bn": "coarse.0.1",
+    "decode_head.0.conv_seg": "coarse.2",
+    "decode_head.1.k_proj": "key",
+    "decode_head.1.v_proj": "value",
+    "decode_head.1.linear_fuse.conv": "fusion.conv",
+    "decode_head.1.linear_fuse.bn": "fusion.norm",
+    "decode_head.1.linear_pred": "classifier",
+    **{
+        f"decode_head.1.{theirs.format(stage + 1)}": f"stages.{stage}.{ours}"
+        for stage in range(4)
+        for theirs, ours in (
+            ("c{}_proj", "query"),
+            ("object_context_block_c{}.out_proj.conv", "conv"),
+            ("object_context_block_c{}.out_proj.bn", "norm"),
+        )
+    },
+}
+
+
+def from_release(state: Mapping[str, Tensor], *, top_k: int = 20) -> CCSHead:
+    """The head that a checkpoint of the authors' release holds, in evaluation mode.
+
+    Args:
+        state: Tensors under the release's names, `decode_head.0.*` (coarse head) and
+            `decode_head.1.*`. All sizes are read from their shapes. Other names, and the
+            `decode_head.1.conv_seg.*` that the release holds but never uses, are left out.
+        top_k: The release's k, which is written in its code and not in its checkpoints.
+
+    Raises:
+        InputError: A tensor is missing, or has a shape that does not fit the others.
+    """
+    ours = {}
+    for name, tensor in state.items():
+        module, _, leaf = name.rpartition(".")
+        if module in _RELEASE_NAMES:
+            ours[f"{_RELEASE_NAMES[module]}.{leaf}"] = tensor
+
+    missing = [
+        name
+        for name, mine in _RELEASE_NAMES.items()
+        if f"{mine}.weight" not in ours
+    ]
+    if missing:
+        raise InputError(
+            f"This is not a checkpoint of CCSNet's release: {len(missing)} of its "
+            f"{len(_RELEASE_NAMES)} layers are missing, among them {missing[0]}.weight. "
+            "Give a state dict with the names decode_head.0.* and decode_head.1.*."
+        )
+    for name in ("key.weight", "value.weight"):  # 1x1 convolutions there, linear layers here.
+        ours[name] = ours[name].flatten(1)
+
+    head = CCSHead(
+        channels=[ours[f"stages.{stage}.query.weight"].shape[1] for stage in range(4)],
+        num_classes=ours["classifier.weight"].shape[0],
+        config=HeadConfig(
+            dim=ours["key.weight"].shape[0],
+            coarse_dim=ours["coarse.0.0.weight"].shape[0],
+            top_k=top_k,
+        ),
+    )
+    try:
+        head.load_state_dict(ours)
+    except RuntimeError as error:
+        raise InputError(
+            f"The tensors of this checkpoint do not fit together. {error}"
+        ) from error
+    return head.eval()

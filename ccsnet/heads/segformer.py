@@ -1,0 +1,37 @@
+"""SegFormer's all-MLP head: the baseline that CCSNet improves on."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ccsnet.heads._base import HeadConfig, Output, channels_last, classifier
+from ccsnet.heads._fusion import Fusion
+
+
+class SegFormerHead(nn.Module):
+    """Each map projected to D, all fused at stride 4, classified.
+
+    Source: Xie et al., "SegFormer", NeurIPS 2021, section 3.2.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], num_classes: int, config: HeadConfig | None = None
+    ) -> None:
+        super().__init__()
+        config = config or HeadConfig()
+        self.projections = nn.ModuleList(nn.Conv2d(c, config.dim, 1) for c in channels)
+        self.fusion = Fusion(config.dim, len(channels))
+        self.dropout = nn.Dropout2d(config.dropout)
+        self.classifier = classifier(config.dim, num_classes)
+
+    def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> Output:
+        """Logits at stride 4."""
+        projected = [
+            project(feature)
+            for project, feature in zip(self.projections, channels_last(features), strict=True)
+        ]
+        return Output(self.classifier(self.dropout(self.fusion(projected))))
+
+
+build = SegFormerHead
