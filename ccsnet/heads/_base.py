@@ -48,7 +48,14 @@ def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int = 1) ->
         in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False
     )
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+
+
+def norm_as_affine(norm: nn.BatchNorm2d) -> tuple[Float[Tensor, "C"], Float[Tensor, "C"]]:
+    """Scale and shift that a batch norm amounts to in evaluation."""
+    assert norm.running_var is not None and norm.running_mean is not None, "norms here keep both"
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale
 
 
 def classifier(in_channels: int, num_classes: int) -> nn.Conv2d:

@@ -1,12 +1,12 @@
 """Fusing maps of several scales without ever making their concatenation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ccsnet.heads._base import conv_norm_relu, resize
+from ccsnet.heads._base import conv_norm_relu, norm_as_affine, resize
 
 
 class Fusion(nn.Module):
@@ -22,17 +22,28 @@ class Fusion(nn.Module):
 
     def __init__(self, dim: int, num_maps: int) -> None:
         super().__init__()
+        self.num_maps = num_maps
         self.conv, self.norm, self.activation = conv_norm_relu(num_maps * dim, dim)
 
-    def forward(
-        self, maps: Sequence[Float[Tensor, "B D _ _"]]
-    ) -> Float[Tensor, "B D H W"]:
-        """The fused map on the grid of `maps[0]`, the finest of the maps."""
-        weights = self.conv.weight.chunk(len(maps), dim=1)[::-1]
-        # Coarse to fine, each sum resized to the next grid, would be fewer operations, but two
-        # bilinear steps are not one: only resizing each product straight to the end is exact.
-        size = (maps[0].shape[-2], maps[0].shape[-1])
-        fused = F.conv2d(maps[0], weights[0])
-        for coarser, weight in zip(maps[1:], weights[1:], strict=True):
-            fused = fused + resize(F.conv2d(coarser, weight), size)
-        return self.activation(self.norm(fused))
+    def forward(self, maps: Iterable[Float[Tensor, "B D _ _"]]) -> Float[Tensor, "B D H W"]:
+        """The fused map on the grid of the first of the maps.
+
+        Args:
+            maps: Fine to coarse. Of a generator only one map is alive at a time.
+        """
+        weight, bias = self.conv.weight, None
+        if not self.training:  # Batch norm is then one more linear map: fold it in.
+            scale, bias = norm_as_affine(self.norm)
+            weight = weight * scale.view(-1, 1, 1, 1)
+        weights = weight.chunk(self.num_maps, dim=1)[::-1]
+        products = list(map(F.conv2d, maps, weights, [bias] + [None] * (self.num_maps - 1)))
+        fused = products.pop(0)
+        size = (fused.shape[-2], fused.shape[-1])
+        # Maps of one grid are summed before their resize: it is linear, too. To go from grid to
+        # grid instead would be fewer operations, but two bilinear steps are not one.
+        while products:
+            product = products.pop()
+            while products and products[-1].shape == product.shape:
+                product = product + products.pop()
+            fused += resize(product, size)
+        return self.activation(fused if bias is not None else self.norm(fused))

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ccsnet.errors import InputError
-from ccsnet.heads._base import HeadConfig, Output, channels_last, classifier, conv_norm_relu, resize
+from ccsnet.heads._base import HeadConfig, Output, channels_last, classifier, conv_norm_relu, norm_as_affine, resize
 from ccsnet.heads._fusion import Fusion
 from ccsnet.heads.fcn import FCN
 
@@ -41,18 +41,18 @@ def relevant_classes(coarse: Float[Tensor, "B N h w"], top_k: int) -> Bool[Tenso
     return torch.zeros_like(coarse, dtype=torch.bool).scatter(1, best, True)
 
 
-def window_of(mask: Bool[Tensor, "B N h w"], size: tuple[int, int]) -> Bool[Tensor, "B N H W"]:
-    """Give every place of a finer grid the classes of the stride-16 cell that holds it.
+def window_of(cells: Float[Tensor, "B h w N"], size: tuple[int, int]) -> Float[Tensor, "B H W N"]:
+    """Give every place of a finer grid what belongs to the stride-16 cell that holds it.
 
     Where the sizes divide evenly each cell serves a square window, as in the paper. Elsewhere a
     place belongs to the cell over its top left corner. Integer arithmetic: no rounding.
     """
-    for dim, length in ((2, size[0]), (3, size[1])):
-        cells = mask.shape[dim]
-        if cells != length:
-            cell = torch.arange(length, device=mask.device) * cells // length
-            mask = mask.index_select(dim, cell)
-    return mask
+    for dim, length in ((1, size[0]), (2, size[1])):
+        number = cells.shape[dim]
+        if number != length:
+            index = torch.arange(length, device=cells.device) * number // length
+            cells = cells.index_select(dim, index)
+    return cells
 
 
 class ClassAttention(nn.Module):
@@ -61,31 +61,45 @@ class ClassAttention(nn.Module):
     def __init__(self, in_channels: int, dim: int) -> None:
         super().__init__()
         self.query = nn.Conv2d(in_channels, dim, 1)
-        self.conv, self.norm, self.activation = conv_norm_relu(dim, dim)
+        self.conv, self.norm, _ = conv_norm_relu(dim, dim)
 
     def forward(
         self,
         feature: Float[Tensor, "B _ _ _"],
         keys: Float[Tensor, "B N D"],
         values: Float[Tensor, "B N D"],
-        relevant: Bool[Tensor, "B N h w"],
+        bias: Float[Tensor, "B h w N"],
         size: tuple[int, int],
     ) -> Float[Tensor, "B D H W"]:
         """The queries plus what they read; on a grid of `size`, the stage's own or a finer one.
 
+        Added to the attention logits, `bias` is 0 for the classes relevant in a cell of stride 16
+        and minus infinity for the others.
+
         The 1x1 convolution of the read values is applied to the N values before they are read
-        instead of to every place after: reading is a weighted sum, so the two commute.
+        instead of to every place after: reading is a weighted sum, so the two commute. In
+        evaluation batch norm is one more linear map, and as the weights of the sum add up to 1 its
+        shift commutes as well.
         """
         query = resize(self.query(feature), size)
         values = F.linear(values, self.conv.weight.flatten(1))
+        if not self.training:
+            scale, shift = norm_as_affine(self.norm)
+            values = torch.addcmul(shift, values, scale)
+        # Contiguous, which they nearly always are: torch's CPU kernel returns wrong gradients
+        # for values whose last dimension is not (2.13).
         read = F.scaled_dot_product_attention(
-            query.flatten(2).transpose(1, 2).unsqueeze(1),
-            keys.unsqueeze(1),
-            values.unsqueeze(1),
-            attn_mask=window_of(relevant, size).flatten(2).transpose(1, 2).unsqueeze(1),
+            query.flatten(2).transpose(1, 2).unsqueeze(1).contiguous(),
+            keys.unsqueeze(1).contiguous(),
+            values.unsqueeze(1).contiguous(),
+            attn_mask=window_of(bias, size).flatten(1, 2).unsqueeze(1),
         )
-        read = read.squeeze(1).transpose(1, 2).unflatten(2, size)
-        return query + self.activation(self.norm(read))
+        read = read.squeeze(1).unflatten(1, size).permute(0, 3, 1, 2)
+        if self.training:
+            read = self.norm(read)
+        if torch.is_grad_enabled():
+            return query + F.relu(read)
+        return F.relu_(read).add_(query)  # Two maps fewer at the peak.
 
 
 class CCSHead(nn.Module):
@@ -121,14 +135,15 @@ class CCSHead(nn.Module):
         coarse = self.coarse(features[STRIDE_16])
         centres = class_centres(coarse, features[-1])
         keys, values = self.key(centres), self.value(centres)
-        relevant = relevant_classes(coarse, self.top_k)
+        relevant = relevant_classes(coarse, self.top_k).permute(0, 2, 3, 1)
+        bias = torch.zeros_like(relevant, dtype=keys.dtype).masked_fill(~relevant, -torch.inf)
         # The coarsest stage attends on the grid of stride 16, where the choice was made.
         grids = [features[min(i, STRIDE_16)].shape[-2:] for i in range(len(features))]
-        attended = [
-            stage(feature, keys, values, relevant, (grid[0], grid[1]))
+        fused = self.fusion(
+            stage(feature, keys, values, bias, (grid[0], grid[1]))
             for stage, feature, grid in zip(self.stages, features, grids, strict=True)
-        ]
-        return Output(self.classifier(self.dropout(self.fusion(attended))), coarse)
+        )
+        return Output(self.classifier(self.dropout(fused)), coarse)
 
 
 build = CCSHead

@@ -27,11 +27,11 @@ class SegFormerHead(nn.Module):
 
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> Output:
         """Logits at stride 4."""
-        projected = [
+        fused = self.fusion(
             project(feature)
             for project, feature in zip(self.projections, channels_last(features), strict=True)
-        ]
-        return Output(self.classifier(self.dropout(self.fusion(projected))))
+        )
+        return Output(self.classifier(self.dropout(fused)))
 
 
 build = SegFormerHead

@@ -1,0 +1,405 @@
+"""The command line: a verb, its arguments, one call. Only this module and `terminal` print."""
+
+import dataclasses
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ccsnet.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ccsnet.metrics import Metrics
+
+DEFAULT_RECIPE = "own"
+LISTED = ("backbones", "datasets", "heads", "recipes")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 2 a mistake in what was given, 130 stopped by Ctrl-C."""
+    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command; returns its exit status."""
+    warnings.showwarning = _show_warning
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(_usage())
+            return 0
+        if arguments[0] == "--version":
+            import ccsnet
+
+            print(f"ccsnet {ccsnet.__version__}")
+            return 0
+        verb, *rest = arguments
+        if verb not in VERBS:
+            raise unknown_name("command", verb, VERBS)
+        return VERBS[verb](rest) or 0
+    except SystemExit as stop:  # The argument parser has said what is wrong.
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # Whoever read the output has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (InputError, OSError, FloatingPointError) as error:
+        if os.environ.get("CCSNET_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _usage() -> str:
+    lines = ["usage: ccsnet COMMAND ...", ""]
+    lines += [f"  {verb:10} {(function.__doc__ or '').splitlines()[0]}" for verb, function in VERBS.items()]
+    lines += ["", "`ccsnet COMMAND --help` shows a command's options.", ""]
+    return "\n".join(lines)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def _parse(kind: Any, verb: str, arguments: list[str], **options: Any) -> Any:
+    """The arguments as a dataclass, or usage text and exit status 2."""
+    import tyro
+
+    return tyro.cli(
+        kind,
+        prog=f"ccsnet {verb}",
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes,),
+        **options,
+    )
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(soft_wrap=True)
+
+
+def _take(arguments: list[str], option: str) -> tuple[str | None, list[str]]:
+    """An option's value, and the arguments without it."""
+    for i, argument in enumerate(arguments):
+        if argument == option:
+            if i + 1 == len(arguments):
+                raise InputError(f"{option} needs a value.")
+            return arguments[i + 1], arguments[:i] + arguments[i + 2 :]
+        if argument.startswith(f"{option}="):
+            return argument.partition("=")[2], arguments[:i] + arguments[i + 1 :]
+    return None, arguments
+
+
+def train(arguments: list[str]) -> int:
+    """Train a model: ccsnet train DATASET [--recipe NAME] [--out DIR] [--resume RUN] [...].
+
+    DATASET is a built-in name, or your folder with a dataset.yaml. `--recipe` names the settings
+    to start from (`ccsnet list recipes`); every option below overrides one of them.
+    """
+    from ccsnet.checkpoint import LAST, read_checkpoint
+    from ccsnet.config import RunConfig
+    from ccsnet.recipes import recipe
+    from ccsnet.terminal import TerminalReporter, percent
+    from ccsnet.train import Interrupted
+    from ccsnet.train import train as start_training
+
+    asked_help = any(a in ("-h", "--help") for a in arguments)
+    name, arguments = _take(arguments, "--recipe")
+    resumed, arguments = _take(arguments, "--resume")
+    target, arguments = _take(arguments, "--out")
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--dataset", *arguments]
+    if resumed is not None:
+        if name is not None or target is not None:
+            raise InputError("--resume goes on with a run as it is: leave out --recipe and --out.")
+        out = Path(resumed)
+        if not (out / LAST).is_file():
+            raise FileNotFoundError(
+                f"No {out / LAST} to resume from. Give the folder of a run that was interrupted."
+            )
+        default = read_checkpoint(out / LAST).config
+    else:
+        default = recipe(name or DEFAULT_RECIPE)
+    config: RunConfig = _parse(RunConfig, "train", arguments, default=default, description=train.__doc__)
+    if not config.data.dataset:
+        raise InputError(
+            "Which data? Give a built-in name (`ccsnet list datasets`) or a folder with a "
+            "dataset.yaml: ccsnet train photos"
+        )
+    assert not asked_help, "help has exited"
+    if resumed is None:
+        data = Path(config.data.dataset.partition(":")[0])
+        label = data.stem if data.suffix in (".yaml", ".yml") else data.resolve().name
+        out = Path(target or f"runs/{label}-{config.model.head}")
+    console = _console()
+    reporter = TerminalReporter(console)
+    try:
+        result = start_training(config, out, resume=resumed is not None, reporter=reporter)
+    except Interrupted as stopped:
+        console.print(str(stopped), highlight=False, markup=False)
+        return 130
+    _print_metrics(console, result.metrics)
+    console.print(
+        f"Best validation mIoU {percent(result.best_miou)}. "
+        f"Checkpoints, logs and settings are in {out}",
+        highlight=False,
+    )
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArguments:
+    """How to evaluate."""
+
+    dataset: str | None = None
+    """Another data set with the same classes; none: the one that the run validated on."""
+    root: Path | None = None
+    """Its folder."""
+    split: str | None = None
+    """Which split; none: the run's validation split."""
+    batch_size: int = 8
+    """Images of equal size per forward pass."""
+    json: Path | None = None
+    """Also write all figures to this file."""
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Measure a trained model: ccsnet evaluate RUN [--dataset D] [--split test] [...].
+
+    RUN is a run's folder (its best checkpoint) or a .safetensors file.
+    """
+    import json
+
+    from ccsnet.checkpoint import read_checkpoint
+    from ccsnet.data.loading import evaluation_samples, open_dataset
+    from ccsnet.evaluate import evaluate as measure
+    from ccsnet.files import atomic_path
+    from ccsnet.predict import predictor_of
+    from ccsnet.terminal import TerminalReporter
+    from ccsnet.train import check_classes
+
+    run_name, arguments = _positional(arguments, "evaluate", EvaluateArguments, evaluate.__doc__)
+    options: EvaluateArguments = _parse(
+        EvaluateArguments, "evaluate", arguments, description=evaluate.__doc__
+    )
+    checkpoint = read_checkpoint(run_name)
+    data = checkpoint.config.data
+    if options.dataset is not None:
+        data = dataclasses.replace(data, dataset=options.dataset, root=None)
+    if options.root is not None:
+        data = dataclasses.replace(data, root=options.root)
+    spec, root = open_dataset(data)
+    check_classes(checkpoint, spec)
+    samples = evaluation_samples(spec, root, data, options.split or data.val_split)
+    console = _console()
+    reporter = TerminalReporter(console)
+    model = predictor_of(checkpoint).model
+    reporter.start("evaluating", len(samples))
+    metrics = measure(
+        model,
+        samples,
+        spec.classes,
+        ignore_index=spec.ignore_index,
+        batch_size=options.batch_size,
+        progress=reporter.advance,
+    ).metrics
+    reporter.end()
+    _print_metrics(console, metrics)
+    if options.json is not None:
+        with atomic_path(options.json) as aside:
+            aside.write_text(json.dumps(metrics.to_dict(), indent=2) + "\n")
+    return 0
+
+
+def _positional(
+    arguments: list[str], verb: str, kind: Any, description: str | None
+) -> tuple[str, list[str]]:
+    """The run that evaluate and predict take first."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _parse(kind, verb, ["--help"], description=description)
+    if arguments[0].startswith("-"):
+        raise InputError(f"First comes the run: ccsnet {verb} RUN ... (got {arguments[0]!r}).")
+    return arguments[0], arguments[1:]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictArguments:
+    """What to predict, and what to keep of it."""
+
+    out: Path = Path("predictions")
+    """Folder for the results; one folder inside for each kind."""
+    save: tuple[Literal["index", "color", "overlay"], ...] = ("color",)
+    """index: class numbers as grey values; color: the same as a palette PNG; overlay."""
+    window: int | None = None
+    """Side of overlapping square windows for large images; none: the image as a whole."""
+    overlap: float = 0.25
+    """Share of a window's side that neighbours have in common."""
+    batch_size: int = 4
+    """Windows per forward pass."""
+    overwrite: bool = False
+    """Replace results that are there already."""
+
+
+def predict(arguments: list[str]) -> int:
+    """Label images: ccsnet predict RUN IMAGES... [--save index color overlay] [--out DIR] [...].
+
+    IMAGES are files, folders, or patterns such as 'photos/*.jpg'.
+    """
+    from ccsnet.predict import PredictConfig, find_images, load, predict_files
+    from ccsnet.terminal import TerminalReporter, percent, table
+
+    run_name, arguments = _positional(arguments, "predict", PredictArguments, predict.__doc__)
+    cut = next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))
+    inputs, arguments = arguments[:cut], arguments[cut:]
+    options: PredictArguments = _parse(
+        PredictArguments, "predict", arguments, description=predict.__doc__
+    )
+    if not inputs:
+        raise InputError(f"Which images? ccsnet predict {run_name} photo.jpg more/ 'dir/*.png'")
+    config = PredictConfig(
+        window=options.window, overlap=options.overlap, batch_size=options.batch_size
+    )
+    images = find_images(inputs)
+    predictor = load(run_name)
+    console = _console()
+    reporter = TerminalReporter(console)
+    windows = options.window is not None and len(images) == 1
+    done_windows = 0
+
+    def on_window(done: int, total: int) -> None:
+        nonlocal done_windows
+        if windows and done_windows == 0:
+            reporter.start("windows", total)
+        if windows:
+            reporter.advance(done - done_windows)
+        done_windows = done
+
+    if not windows:
+        reporter.start("predicting", len(images))
+    shares: dict[str, float] = {}
+    for saved in predict_files(
+        predictor,
+        images,
+        options.out,
+        save=options.save,
+        config=config,
+        overwrite=options.overwrite,
+        progress=on_window,
+    ):
+        for name, share in saved.prediction.area.items():
+            shares[name] = shares.get(name, 0.0) + share / len(images)
+        if not windows:
+            reporter.advance()
+    reporter.end()
+    rows = [[n, percent(s)] for n, s in sorted(shares.items(), key=lambda item: -item[1])]
+    console.print(table("Share of the pictures", {"class": "left", "%": "right"}, rows))
+    console.print(
+        f"{len(images)} image{'s' * (len(images) > 1)}: {', '.join(options.save)} in {options.out}",
+        highlight=False,
+    )
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoArguments:
+    """The demo's size."""
+
+    out: Path = Path("runs/demo")
+    """Folder for the run and its report."""
+    steps: int | None = None
+    """Optimizer steps; none: the recipe's."""
+
+
+def demo(arguments: list[str]) -> int:
+    """Train on the whole Earth, and draw its land-cover map: ccsnet demo [--steps N] [--out DIR].
+
+    A run that is there already is finished if it was interrupted, and used if it was not.
+    """
+    from ccsnet.demo import run_demo
+    from ccsnet.terminal import TerminalReporter
+    from ccsnet.train import Interrupted
+
+    options: DemoArguments = _parse(DemoArguments, "demo", arguments, description=demo.__doc__)
+    console = _console()
+    try:
+        report = run_demo(options.out, steps=options.steps, reporter=TerminalReporter(console))
+    except Interrupted:
+        console.print("Stopped; all is saved. `ccsnet demo` goes on.", highlight=False)
+        return 130
+    console.print(f"Open the report: {report.resolve()}", highlight=False)
+    return 0
+
+
+def list_names(arguments: list[str]) -> int:
+    """Show what there is: ccsnet list backbones|datasets|heads|recipes [PART OF A NAME]."""
+    from ccsnet.plugins import plugin_names
+
+    kind, part = (*arguments, "", "")[:2]
+    if kind in ("", "-h", "--help"):
+        print(list_names.__doc__)
+        return 0
+    if kind not in LISTED:
+        raise unknown_name("list", kind, LISTED)
+    if kind == "recipes":
+        from ccsnet.recipes import RECIPES
+
+        notes = {name: (make.__doc__ or "").splitlines()[0] for name, make in RECIPES.items()}
+    elif kind == "datasets":
+        from ccsnet.plugins import find_plugin
+
+        specs = {n: find_plugin("ccsnet.datasets", n, "SPEC") for n in plugin_names("ccsnet.datasets")}
+        notes = {n: f"{s.num_classes} classes. {s.licence}" for n, s in specs.items()}
+    elif kind == "heads":
+        import importlib
+
+        notes = {
+            n: (importlib.import_module(f"ccsnet.heads.{n}").__doc__ or "").splitlines()[0]
+            for n in plugin_names("ccsnet.heads")
+        }
+    else:
+        from ccsnet.backbones.timm import backbone_names
+
+        notes = dict.fromkeys(backbone_names(), "")
+    found = {name: note for name, note in notes.items() if part in name}
+    if not found:
+        raise unknown_name(kind.removesuffix("s"), part, notes)
+    width = max(map(len, found))
+    print("\n".join(f"{name:{width}}  {note}".rstrip() for name, note in found.items()))
+    return 0
+
+
+def _print_metrics(console: "Console", metrics: "Metrics") -> None:
+    from ccsnet.terminal import percent, table
+
+    columns = {"class": "left", "IoU %": "right", "Dice %": "right", "accuracy %": "right"}
+    rows = [
+        [name, percent(iou), percent(dice), percent(accuracy)]
+        for name, iou, dice, accuracy in zip(
+            metrics.classes, metrics.iou, metrics.dice, metrics.accuracy, strict=True
+        )
+    ]
+    rows.append(
+        ["mean", percent(metrics.miou), percent(metrics.mean_dice), percent(metrics.mean_accuracy)]
+    )
+    console.print(table(f"{metrics.images} images", columns, rows))
+    console.print(
+        f"mIoU {percent(metrics.miou)}   pixel accuracy {percent(metrics.pixel_accuracy)}",
+        highlight=False,
+    )
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "demo": demo,
+    "list": list_names,
+}

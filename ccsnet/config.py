@@ -1,0 +1,111 @@
+"""A whole run's settings, composed of the parts' own; to JSON and back."""
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ccsnet.data.loading import DataConfig
+from ccsnet.errors import InputError, unknown_name
+from ccsnet.optim import OptimConfig
+from ccsnet.segmenter import ModelConfig
+
+Precision = Literal["auto", "float32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, how fast, where to."""
+
+    steps: int = 160_000
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Images for each optimizer step, over all devices."""
+    accumulate: int = 1
+    """Forward passes for each optimizer step, to save memory."""
+    validate_every: int | None = None
+    """Steps between validations; none: a tenth of the run. The last step always validates."""
+    validate_batch_size: int = 8
+    """Images of equal size that are evaluated together."""
+    seed: int = 0
+    """Fixes initial weights, order, augmentation and dropout."""
+    precision: Precision = "auto"
+    """auto: what a short trial on this machine finds fastest."""
+    channels_last: bool | None = None
+    """Memory order of the backbone; none: the trial decides with precision auto, else yes."""
+    coarse_weight: float = 0.4
+    """Of the coarse prediction's loss; the final prediction's is 1."""
+    cpu: bool = False
+    """Train on the processor even where there is a GPU."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "validate_batch_size"):
+            value = getattr(self, name)
+            if value < 1:
+                raise InputError(f"{name} is {value}; it must be at least 1.")
+        if self.batch_size % self.accumulate:
+            raise InputError(
+                f"batch_size is {self.batch_size} images for each optimizer step and does not "
+                f"divide into accumulate={self.accumulate} equal passes. Use a multiple of "
+                f"{self.accumulate}, or another --accumulate."
+            )
+
+    @property
+    def validation_interval(self) -> int:
+        """Steps between validations."""
+        return self.validate_every or max(1, self.steps // 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides what a run does."""
+
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def to_json(config: Any) -> str:
+    """A dataclass of settings as JSON text."""
+    return json.dumps(dataclasses.asdict(config), indent=2, default=str)
+
+
+def from_json(cls: type, text: str, source: str = "the configuration") -> Any:
+    """The dataclass that `to_json` wrote.
+
+    Raises:
+        InputError: The text is not JSON, or has a setting that does not exist.
+    """
+    try:
+        return _build(cls, json.loads(text))
+    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{source} cannot be read ({error}); it was not written by this version of ccsnet, "
+            "or it was cut short."
+        ) from error
+
+
+def _build(annotation: Any, value: Any) -> Any:
+    """A JSON value as the type that a field's annotation names."""
+    if dataclasses.is_dataclass(annotation):
+        hints = typing.get_type_hints(annotation)
+        for name in value:
+            if name not in hints:
+                raise unknown_name("setting", name, hints)
+        return typing.cast(type, annotation)(
+            **{name: _build(hints[name], item) for name, item in value.items()}
+        )
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _build(next(a for a in arguments if a is not type(None)), value)
+    if origin is tuple:
+        return tuple(_build(arguments[0], item) for item in value)
+    if annotation is Path:
+        return Path(value)
+    return value

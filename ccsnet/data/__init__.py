@@ -1,0 +1,1 @@
+"""How data is read: files to arrays, arrays to samples, samples to batches."""

@@ -1,0 +1,30 @@
+"""Writing files that are complete or absent."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A name to write to; when the block ends well, the file is moved to `path` as a whole.
+
+    Missing parent folders are made. When the block fails, or the disk is full, nothing is left
+    and an older file at `path` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    aside = Path(name)
+    try:
+        yield aside
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        aside.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read.
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -1,0 +1,371 @@
+"""Label maps of images: whole or in overlapping windows; files, folders and globs."""
+
+import glob
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Integer, Num, UInt8
+from torch import Tensor
+
+from ccsnet.checkpoint import Checkpoint, ClassInfo, load_model, read_checkpoint
+from ccsnet.data.images import read_image, write_index_png, write_palette_png, write_png
+from ccsnet.data.loading import image_tensor
+from ccsnet.data.transforms import resize_aligned
+from ccsnet.draw import overlay
+from ccsnet.errors import InputError
+from ccsnet.segmenter import Segmenter
+from ccsnet.upsample import upsample_argmax
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".gif")
+LOGIT_STRIDE = 4
+Save = Literal["index", "color", "overlay"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """How an image becomes a label map."""
+
+    window: int | None = None
+    """Side of square windows in pixels; none: the image as a whole, resized as in evaluation."""
+    overlap: float = 0.25
+    """Share of a window's side that it has in common with its neighbour."""
+    batch_size: int = 4
+    """Windows in each forward pass."""
+
+    def __post_init__(self) -> None:
+        if self.window is not None and (self.window < 32 or self.window % 32):
+            raise InputError(
+                f"window is {self.window}; it must be a multiple of 32, such as 512."
+            )
+        if not 0 <= self.overlap <= 0.75:
+            raise InputError(f"overlap is {self.overlap}; it must be from 0 to 0.75.")
+        if self.batch_size < 1:
+            raise InputError(f"batch_size is {self.batch_size}; it must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """A label map with its meaning."""
+
+    label: Integer[np.ndarray, "H W"]
+    """Class index of every pixel."""
+    classes: tuple[str, ...]
+    colours: tuple[tuple[int, int, int], ...]
+    image: Num[np.ndarray, "H W C"] = field(repr=False)
+
+    @property
+    def area(self) -> dict[str, float]:
+        """Share of the image's pixels that each class takes, largest first; absent ones left out."""
+        counts = np.bincount(self.label.ravel(), minlength=len(self.classes))
+        order = np.argsort(-counts, kind="stable")
+        total = self.label.size
+        return {self.classes[i]: float(counts[i] / total) for i in order if counts[i]}
+
+    @cached_property
+    def _rgb(self) -> UInt8[np.ndarray, "H W 3"]:
+        if self.image.dtype == np.uint8 and self.image.shape[2] == 3:
+            return self.image
+        bands = self.image[..., :3] if self.image.shape[2] >= 3 else self.image[..., [0, 0, 0]]
+        low, high = np.percentile(bands, (1, 99))
+        return np.clip((bands - low) / max(high - low, 1e-9) * 255, 0, 255).astype(np.uint8)
+
+    def overlay(self, opacity: float = 0.5) -> UInt8[np.ndarray, "H W 3"]:
+        """The image with the classes painted over it."""
+        return overlay(self._rgb, self.label, self.colours, opacity)
+
+    def save(self, path: Path | str, kind: Save = "color") -> None:
+        """Write a PNG.
+
+        Args:
+            path: Where to; replaced when it is there.
+            kind: "index" (grey values are class indices), "color" (the same indices with a
+                palette, so that any viewer shows colours) or "overlay".
+        """
+        path = Path(path)
+        if kind == "index":
+            write_index_png(path, self.label)
+        elif kind == "color":
+            write_palette_png(path, self.label, self.colours)
+        else:
+            write_png(path, self.overlay())
+
+
+@torch.inference_mode()
+def sliding_logits(
+    model: Segmenter,
+    image: Num[Tensor, "C H W"],
+    num_classes: int,
+    *,
+    window: int,
+    overlap: float = 0.25,
+    batch_size: int = 4,
+    progress: Callable[[int, int], None] | None = None,
+) -> Float[Tensor, "N h w"]:
+    """Logits at stride 4 of an image of any size, from overlapping square windows.
+
+    Windows are blended with weights that fall linearly towards their edges, so that no seam shows.
+    Sums are kept at stride 4: a sixteenth of the memory of full-size logits.
+
+    Args:
+        model: In evaluation mode.
+        image: Raw pixel values.
+        num_classes: N.
+        window: Side of a window, a multiple of 32.
+        overlap: Share of the side that neighbours have in common.
+        batch_size: Windows in each forward pass.
+        progress: Called with windows done and windows in all.
+
+    Returns:
+        Logits of ceil(H / 4) x ceil(W / 4) places.
+    """
+    device = next(model.parameters()).device
+    rows, columns = (-(-side // LOGIT_STRIDE) for side in image.shape[-2:])
+    cells = window // LOGIT_STRIDE
+    tops, lefts = (_starts(side, cells, overlap) for side in (rows, columns))
+    padded = image.new_zeros(
+        image.shape[0],
+        max(rows, cells) * LOGIT_STRIDE,
+        max(columns, cells) * LOGIT_STRIDE,
+    )
+    padded[:, : image.shape[1], : image.shape[2]] = image
+    ramp = torch.arange(cells, dtype=torch.float32)
+    ramp = torch.minimum(ramp, ramp.flip(0)) + 1
+    weight = ramp[:, None] * ramp
+    total = torch.zeros(num_classes, padded.shape[1] // LOGIT_STRIDE, padded.shape[2] // LOGIT_STRIDE)
+    weights = torch.zeros(total.shape[1:])
+    places = [(top, left) for top in tops for left in lefts]
+    for start in range(0, len(places), batch_size):
+        group = places[start : start + batch_size]
+        crops = [
+            padded[
+                :,
+                top * LOGIT_STRIDE : (top + cells) * LOGIT_STRIDE,
+                left * LOGIT_STRIDE : (left + cells) * LOGIT_STRIDE,
+            ]
+            for top, left in group
+        ]
+        logits = model(torch.stack(crops).to(device)).logits.float().cpu()
+        if logits.shape[-1] != cells:  # A head whose logits are coarser than stride 4.
+            logits = torch.nn.functional.interpolate(
+                logits, size=(cells, cells), mode="bilinear", align_corners=False
+            )
+        for (top, left), one in zip(group, logits, strict=True):
+            total[:, top : top + cells, left : left + cells] += one * weight
+            weights[top : top + cells, left : left + cells] += weight
+        if progress is not None:
+            progress(min(start + batch_size, len(places)), len(places))
+    return (total / weights)[:, :rows, :columns]
+
+
+def _starts(length: int, window: int, overlap: float) -> list[int]:
+    """Where windows begin so that they cover `length`, evenly spread."""
+    if length <= window:
+        return [0]
+    step = max(1, round(window * (1 - overlap)))
+    count = -(-(length - window) // step) + 1
+    return [round(i * (length - window) / (count - 1)) for i in range(count)]
+
+
+class Predictor:
+    """A trained model with all that it needs to label images.
+
+    Args:
+        model: The network, in evaluation mode.
+        info: What its outputs mean.
+
+    Attributes:
+        model: The network.
+        classes: Names, by class index.
+        colours: RGB, by class index.
+    """
+
+    def __init__(self, model: Segmenter, info: ClassInfo) -> None:
+        self.model = model
+        self.info = info
+        self.classes = info.classes
+        self.colours = info.colours
+
+    def predict(
+        self,
+        image: Path | str | Num[np.ndarray, "H W C"],
+        config: PredictConfig | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Prediction:
+        """Label one image.
+
+        Args:
+            image: A file, or pixel values in RGB order, H x W x channels.
+            config: How; by default the image as a whole, resized as in evaluation.
+            progress: Called with windows done and windows in all.
+
+        Raises:
+            InputError: The image cannot be read, or has another number of channels.
+            FileNotFoundError: It is not there.
+        """
+        config = config or PredictConfig()
+        if not isinstance(image, np.ndarray):
+            image = read_image(Path(image), self.info.channels)
+        if image.ndim != 3 or image.shape[2] != self.info.channels:
+            raise InputError(
+                f"The image has the shape {image.shape}; this model takes height x width x "
+                f"{self.info.channels} channels."
+            )
+        height, width = image.shape[:2]
+        if config.window is not None:
+            logits = sliding_logits(
+                self.model,
+                image_tensor(image),
+                len(self.classes),
+                window=config.window,
+                overlap=config.overlap,
+                batch_size=config.batch_size,
+                progress=progress,
+            )[None]
+            # The logits' grid may reach 3 pixels beyond the image.
+            full = (logits.shape[2] * LOGIT_STRIDE, logits.shape[3] * LOGIT_STRIDE)
+            label = upsample_argmax(logits, full)[0, :height, :width]
+        else:
+            label = self._whole(image)
+        dtype = np.uint8 if self.info.ignore_index == 255 else np.uint16
+        return Prediction(
+            label=label.cpu().numpy().astype(dtype),
+            classes=self.classes,
+            colours=self.colours,
+            image=image,
+        )
+
+    @torch.inference_mode()
+    def _whole(self, image: Num[np.ndarray, "H W C"]) -> Integer[Tensor, "H W"]:
+        aligned = resize_aligned(image, self.info.short_side, self.info.long_side)
+        device = next(self.model.parameters()).device
+        logits = self.model(image_tensor(aligned)[None].to(device)).logits
+        return upsample_argmax(logits, (image.shape[0], image.shape[1]))[0]
+
+
+def load(path: Path | str, device: str | None = None) -> Predictor:
+    """Load a trained model from a run's folder or a checkpoint; nothing else is needed.
+
+    Args:
+        path: A folder that `ccsnet train` wrote (its best checkpoint is taken), or a file.
+        device: cpu, cuda, mps; by default the best there is.
+
+    Raises:
+        FileNotFoundError: Nothing is there.
+        InputError: The file is damaged, or not a checkpoint of ccsnet.
+    """
+    return predictor_of(read_checkpoint(path), device)
+
+
+def predictor_of(checkpoint: Checkpoint, device: str | None = None) -> Predictor:
+    """The predictor that an opened checkpoint describes."""
+    model = load_model(checkpoint).to(device or best_device())
+    return Predictor(model, checkpoint.info)
+
+
+def best_device() -> str:
+    """cuda where there is one, else Apple's mps, else cpu."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def find_images(inputs: Iterable[Path | str]) -> list[Path]:
+    """Image files from files, folders (searched to the bottom) and glob patterns, sorted, once each.
+
+    Raises:
+        FileNotFoundError: An input names nothing.
+        InputError: A folder or a pattern has no image in it.
+    """
+    found: dict[Path, None] = {}
+    for item in inputs:
+        path = Path(item)
+        if path.is_file():
+            found[path] = None
+            continue
+        if path.is_dir():
+            candidates = sorted(p for p in path.rglob("*") if p.is_file())
+        elif glob.has_magic(str(item)):
+            candidates = sorted(Path(p) for p in glob.glob(str(item), recursive=True))  # noqa: PTH207
+        else:
+            raise FileNotFoundError(
+                f"No file, folder or pattern {item}. Give images, folders of images, or patterns "
+                "such as 'photos/*.jpg'."
+            )
+        images = [p for p in candidates if p.suffix.lower() in IMAGE_SUFFIXES]
+        if not images:
+            raise InputError(
+                f"No image in {item}: looked for files ending in {', '.join(IMAGE_SUFFIXES)}."
+            )
+        found |= dict.fromkeys(images)
+    return list(found)
+
+
+@dataclass(frozen=True)
+class SavedPrediction:
+    """One image's prediction and the files written of it."""
+
+    image: Path
+    prediction: Prediction
+    files: tuple[Path, ...]
+
+
+def predict_files(
+    predictor: Predictor,
+    images: Sequence[Path],
+    out: Path,
+    *,
+    save: Sequence[Save] = ("color",),
+    config: PredictConfig | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[SavedPrediction]:
+    """Label files and write what is asked for to `out`/index, `out`/color, `out`/overlay.
+
+    A file keeps its path below the folder that all the images share, so that equal names in two
+    folders do not meet.
+
+    Args:
+        predictor: The model.
+        images: Files, as from `find_images`.
+        out: Folder, made if missing.
+        save: What to write of each.
+        config: How to predict.
+        overwrite: Replace files that are there.
+        progress: Called with windows done and windows in all, for each image.
+
+    Yields:
+        Each image's prediction, after its files are written.
+
+    Raises:
+        InputError: Two images would be written to one file, or a file is there already.
+    """
+    folder = images[0].parent
+    while not all(image.is_relative_to(folder) for image in images):
+        folder = folder.parent
+    targets = {
+        image: [out / kind / image.relative_to(folder).with_suffix(".png") for kind in save]
+        for image in images
+    }
+    owner: dict[Path, Path] = {}
+    for image, files in targets.items():
+        for file in files:
+            other = owner.setdefault(file, image)
+            if other != image:
+                raise InputError(
+                    f"{other} and {image} would both be written to {file}. "
+                    "Predict them in two calls with different --out folders."
+                )
+            if file.exists() and not overwrite:
+                raise InputError(
+                    f"{file} is there already. Give another --out folder, or --overwrite."
+                )
+    for image, files in targets.items():
+        prediction = predictor.predict(image, config, progress)
+        for kind, file in zip(save, files, strict=True):
+            prediction.save(file, kind)
+        yield SavedPrediction(image, prediction, tuple(files))

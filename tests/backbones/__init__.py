@@ -1,0 +1,1 @@
+import ccsnet.backbones  # noqa: F401  # makes timm importable before a test imports it

@@ -1,0 +1,336 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from ccsnet.data import images
+from ccsnet.data.images import (
+    image_size,
+    read_image,
+    read_label,
+    write_index_png,
+    write_palette_png,
+    write_png,
+)
+from ccsnet.errors import InputError
+from tests.datasets.test_spec import make_spec
+
+SPEC = make_spec(raw_to_class={0: 0, 1: 1}, ignore_raw=frozenset({255}))
+RGB = np.dstack([np.tile(np.arange(0, 240, 4, dtype=np.uint8), (40, 1)) // d for d in (1, 2, 3)])
+TRUTH = np.kron(np.array([[0, 1, 255], [1, 0, 0]]), np.ones((20, 20), int)).astype(np.uint8)
+
+
+def save(path, pixels, **options):
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def png(path, depth: int, colour: int, rows: list[bytes], *chunks: tuple[bytes, bytes]):
+    """A PNG of a kind that no library writes on demand."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        check = zlib.crc32(name + data)
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", check)
+
+    width = len(rows[0]) * 8 // depth
+    header = struct.pack(">IIBBBBB", width, len(rows), depth, colour, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row for row in rows))
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", data), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp", "ppm", "webp"])
+def test_lossless_rgb(tmp_path, suffix):
+    options = {"lossless": True} if suffix == "webp" else {}
+    path = save(tmp_path / f"a.{suffix}", RGB, **options)
+    assert np.array_equal(read_image(path), RGB)
+    assert image_size(path) == (40, 60)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "grey jpeg", "progressive", "cmyk"])
+def test_jpegs_are_read_as_pillow_reads_them(tmp_path, kind):
+    picture = Image.fromarray(RGB)
+    if kind == "grey jpeg":
+        picture = picture.convert("L")
+    if kind == "cmyk":
+        picture = picture.convert("CMYK")
+    path = tmp_path / "a.jpg"
+    picture.save(path, quality=95, progressive=kind == "progressive")
+    expected = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    assert np.abs(read_image(path).astype(int) - expected).max() <= 3
+
+
+def test_grey_palette_and_alpha_become_rgb(tmp_path):
+    grey = save(tmp_path / "l.png", RGB[..., 0])
+    assert np.array_equal(read_image(grey), np.repeat(RGB[..., :1], 3, 2))
+    assert np.array_equal(read_image(grey, channels=1), RGB[..., :1])
+    rgba = save(tmp_path / "rgba.png", np.dstack([RGB, RGB[..., 0]]))
+    assert np.array_equal(read_image(rgba), RGB)
+    la = save(tmp_path / "la.png", RGB[..., :2])
+    assert np.array_equal(read_image(la), np.repeat(RGB[..., :1], 3, 2))
+    palette = tmp_path / "p.png"
+    Image.fromarray(RGB).quantize(255).save(palette, transparency=0)
+    assert np.array_equal(
+        read_image(palette), np.asarray(Image.open(palette).convert("RGBA"))[..., :3]
+    )
+    one_bit = tmp_path / "1.png"
+    Image.fromarray(TRUTH == 1).save(one_bit)
+    assert np.array_equal(read_image(one_bit)[..., 2], (TRUTH == 1) * np.uint8(255))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+def test_exif_orientation_is_honoured(tmp_path, orientation, suffix):
+    quarters = np.kron(np.array([[0, 80], [160, 240]]), np.ones((24, 40), int)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(quarters).convert("RGB").save(path, exif=exif, quality=100)
+    from PIL import ImageOps
+
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB")).astype(int)
+    found = read_image(path)
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).max() <= 8
+    assert image_size(path) == expected.shape[:2]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5, 12])
+@pytest.mark.parametrize("planar", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_tiff_of_many_bands(tmp_path, channels, planar, dtype):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, np.iinfo(dtype).max, (20, 30, channels), dtype=dtype)
+    path = tmp_path / "a.tif"
+    stored = pixels.transpose(2, 0, 1) if planar else pixels
+    tifffile.imwrite(
+        path,
+        stored if channels > 1 else pixels[..., 0],
+        photometric="minisblack",
+        planarconfig=("separate" if planar else "contig") if channels > 1 else None,
+        compression="deflate",
+    )
+    assert np.array_equal(read_image(path, channels), pixels)
+    assert image_size(path) == (20, 30)
+
+
+def test_sixteen_bits(tmp_path):
+    deep = RGB.astype(np.uint16) * 257
+    tifffile.imwrite(tmp_path / "a.tif", deep, photometric="rgb")
+    assert np.array_equal(read_image(tmp_path / "a.tif"), deep)
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "a.png"), deep[..., ::-1])
+    assert np.array_equal(read_image(tmp_path / "a.png"), deep)
+    save(tmp_path / "grey.png", deep[..., 0])
+    assert np.array_equal(read_image(tmp_path / "grey.png", 1), deep[..., :1])
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg"])
+def test_tiff_compressions_of_other_packages(tmp_path, compression):
+    path = save(tmp_path / "a.tif", RGB, compression=compression)
+    assert np.abs(read_image(path).astype(int) - RGB).max() <= 30
+
+
+def test_wrong_number_of_bands(tmp_path):
+    bands = np.zeros((5, 8, 8), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", bands, photometric="minisblack", planarconfig="separate")
+    with pytest.raises(InputError, match=r"a\.tif has 5 bands.*`channels: 5`"):
+        read_image(tmp_path / "a.tif")
+    with pytest.raises(InputError, match=r"3 bands.*has 4"):
+        read_image(save(tmp_path / "a.png", RGB), 4)
+
+
+def test_float_tiff(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((8, 8, 3), np.float32), photometric="rgb")
+    with pytest.raises(InputError, match="float32"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp", "bmp"])
+@pytest.mark.parametrize("part", [0.0, 0.0005, 0.3, 0.7, 0.95])
+def test_truncated_files(tmp_path, suffix, part):
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    path = save(tmp_path / f"whole.{suffix}", noise)
+    data = path.read_bytes()
+    broken = tmp_path / f"broken.{suffix}"
+    broken.write_bytes(data[: int(len(data) * part)])
+    with pytest.raises(InputError, match=r"broken\.") as caught:
+        read_image(broken)
+    assert ("(0 bytes)" in str(caught.value)) == (part == 0)
+
+
+def test_truncated_jpeg_whose_thumbnail_is_whole(tmp_path):
+    thumbnail = io.BytesIO()
+    Image.fromarray(RGB).save(thumbnail, "JPEG")
+    exif = b"Exif\0\0" + thumbnail.getvalue()
+    path = save(tmp_path / "a.jpg", RGB, exif=exif)
+    read_image(path)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(InputError, match="ends early"):
+        read_image(path)
+
+
+def test_trailing_bytes_do_not_matter(tmp_path):
+    path = save(tmp_path / "a.jpg", RGB)
+    path.write_bytes(path.read_bytes() + b"\0" * 50)
+    read_image(path)
+
+
+def test_damaged_png(tmp_path):
+    path = save(tmp_path / "a.png", np.random.default_rng(0).integers(0, 9, (99, 99), np.uint8))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"a\.png"):
+        read_image(path)
+    with pytest.raises(InputError, match=r"a\.png"):
+        read_label(path, SPEC)
+
+
+def test_not_an_image(tmp_path):
+    (tmp_path / "a.jpg").write_text("<html>404</html>")
+    with pytest.raises(InputError, match="no known image"):
+        read_image(tmp_path / "a.jpg")
+    with pytest.raises(InputError, match="folder"):
+        read_image(tmp_path)
+    with pytest.raises(FileNotFoundError, match="gone"):
+        read_image(tmp_path / "gone.jpg")
+    (tmp_path / "empty.png").touch()
+    for read in (read_image, image_size, lambda p: read_label(p, SPEC)):
+        with pytest.raises(InputError, match="0 bytes"):
+            read(tmp_path / "empty.png")
+
+
+def test_size_is_checked_before_decoding(tmp_path):
+    bomb = png(tmp_path / "bomb.png", 8, 0, [b"\0"])
+    data = bytearray(bomb.read_bytes())
+    data[16:24] = struct.pack(">II", 60000, 60000)
+    data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
+    bomb.write_bytes(data)
+    for read in (read_image, image_size, lambda p: read_label(p, SPEC)):
+        with pytest.raises(InputError, match="60000 x 60000"):
+            read(bomb)
+
+
+def test_large_images_raise_no_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert read_image(save(tmp_path / "a.bmp", RGB)).shape == (40, 60, 3)
+    assert Image.MAX_IMAGE_PIXELS == 10
+
+
+# Labels
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp", "gif"])
+def test_grey_labels(tmp_path, suffix):
+    options = {"optimize": False} if suffix == "gif" else {}  # Pillow would renumber the values.
+    path = save(tmp_path / f"a.{suffix}", TRUTH, **options)
+    assert np.array_equal(read_label(path, SPEC), TRUTH)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp", "gif"])
+def test_palette_labels_hold_the_index(tmp_path, suffix):
+    picture = Image.fromarray(TRUTH)
+    picture.putpalette(np.random.default_rng(0).integers(0, 256, 768, dtype=np.uint8).tobytes())
+    picture.save(tmp_path / f"a.{suffix}", **({"optimize": False} if suffix == "gif" else {}))
+    assert np.array_equal(read_label(tmp_path / f"a.{suffix}", SPEC), TRUTH)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("colour", [0, 3])
+def test_few_bits(tmp_path, depth, colour):
+    chunks = [(b"PLTE", bytes(range(3 * 2**depth)))] if colour == 3 else []
+    path = png(tmp_path / "a.png", depth, colour, [bytes([0b01000101])], *chunks)
+    values = [(0b01000101 >> shift) & (2**depth - 1) for shift in range(8 - depth, -1, -depth)]
+    spec = make_spec(raw_to_class={0: 0, **{v: 1 for v in range(1, 16)}}, ignore_raw=None)
+    assert read_label(path, spec).tolist() == [[int(v > 0) for v in values]]
+    assert images._read_raw_label(path).tolist() == [values]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bit_labels(tmp_path, suffix):
+    spec = make_spec(raw_to_class={300: 0, 65535: 1}, ignore_raw=frozenset({0}))
+    raw = np.array([[300, 65535, 0]], np.uint16)
+    path = save(tmp_path / f"a.{suffix}", raw)
+    assert read_label(path, spec).tolist() == [[0, 1, 255]]
+
+
+def test_more_than_255_classes(tmp_path):
+    num = 400
+    spec = make_spec(
+        classes=tuple(map(str, range(num))),
+        colours=tuple((i // 256, i % 256, 7) for i in range(num)),
+        raw_to_class={i: i for i in range(num)},
+        ignore_raw=frozenset({65535}),
+    )
+    truth = np.array([[0, 399, 65535, 255]], np.uint16)
+    write_index_png(tmp_path / "a.png", truth)
+    assert np.array_equal(read_label(tmp_path / "a.png", spec), truth)
+    small = save(tmp_path / "b.png", np.array([[0, 255]], np.uint8))
+    assert read_label(small, spec).tolist() == [[0, 255]]
+    write_palette_png(tmp_path / "c.png", truth, spec.colours)
+    assert read_image(tmp_path / "c.png").tolist() == [
+        [[0, 0, 7], [1, 143, 7], [0, 0, 0], [0, 255, 7]]
+    ]
+
+
+def test_rgb_labels_of_equal_bands(tmp_path):
+    path = save(tmp_path / "a.png", np.dstack([TRUTH] * 3))
+    assert np.array_equal(read_label(path, SPEC), TRUTH)
+    path = save(tmp_path / "b.png", np.dstack([TRUTH] * 3 + [np.full_like(TRUTH, 255)]))
+    assert np.array_equal(read_label(path, SPEC), TRUTH)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_colour_labels_are_refused_with_advice(tmp_path, suffix):
+    colours = np.zeros((40, 60, 3), np.uint8) + np.array([10, 20, 30], np.uint8)
+    path = save(tmp_path / f"a.{suffix}", colours)
+    with pytest.raises(InputError, match=r"\(10, 20, 30\).*convert them once"):
+        read_label(path, SPEC)
+
+
+def test_unknown_values_name_file_value_and_allowed(tmp_path):
+    wrong = TRUTH.copy()
+    wrong[:2, :3] = 7
+    path = save(tmp_path / "a.png", wrong)
+    with pytest.raises(InputError, match=r"a\.png holds 7 \(6 pixels\).*0-1 for.*255.*ignore_raw"):
+        read_label(path, SPEC)
+    tifffile.imwrite(tmp_path / "b.tif", wrong.astype(np.int32))
+    with pytest.raises(InputError, match=r"b\.tif holds 7"):
+        read_label(tmp_path / "b.tif", SPEC)
+    tifffile.imwrite(tmp_path / "c.tif", wrong.astype(np.int16) - 1)
+    with pytest.raises(InputError, match="from -1 to"):
+        read_label(tmp_path / "c.tif", SPEC)
+
+
+def test_jpeg_labels_are_refused(tmp_path):
+    with pytest.raises(InputError, match="JPEG"):
+        read_label(save(tmp_path / "a.jpg", TRUTH), SPEC)
+
+
+def test_written_labels_come_back(tmp_path):
+    index, palette = tmp_path / "new/index.png", tmp_path / "new/palette.png"
+    write_index_png(index, TRUTH)
+    write_palette_png(palette, TRUTH, SPEC.colours)
+    assert np.array_equal(read_label(index, SPEC), TRUTH)
+    assert np.array_equal(read_label(palette, SPEC), TRUTH)
+    shown = np.asarray(Image.open(palette).convert("RGBA"))
+    assert shown[0, 0].tolist() == [*SPEC.colours[0], 255]
+    assert shown[0, 59].tolist() == [0, 0, 0, 0]
+    assert sorted(p.name for p in index.parent.iterdir()) == ["index.png", "palette.png"]
+    write_png(tmp_path / "rgb.png", RGB)
+    assert np.array_equal(read_image(tmp_path / "rgb.png"), RGB)
+
+
+def test_failed_write_leaves_nothing(tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError, match="taken"):
+        images.write_bytes(tmp_path / "taken", b"x")
+    assert [p.name for p in tmp_path.iterdir()] == ["taken"]
