@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ccsnet.errors import InputError, unknown_name
+from ccsnet.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,6 +41,7 @@ def run(arguments: list[str]) -> int:
         verb, *rest = arguments
         if verb not in VERBS:
             raise unknown_name("command", verb, VERBS)
+        keep_freed_memory()
         return VERBS[verb](rest) or 0
     except SystemExit as stop:  # The argument parser has said what is wrong.
         return stop.code if isinstance(stop.code, int) else 2

@@ -69,9 +69,11 @@ def lite0(*, top_k: int = 5) -> ModelConfig:
 def camvid_lite0() -> RunConfig:
     """A street scene set of 367 images (docs/results.md): EfficientNet-Lite0 on two cores."""
     return RunConfig(
-        data=DataConfig(dataset="camvid", crop=(320, 320), short_side=360, long_side=960),
+        data=DataConfig(
+            dataset="camvid", crop=(320, 320), short_side=360, long_side=960, scale=(0.75, 2.0)
+        ),
         model=lite0(),
-        optim=OptimConfig(lr=3e-4, head_lr_multiplier=3.0),
+        optim=OptimConfig(lr=2e-4, head_lr_multiplier=5.0),
         train=TrainConfig(steps=1500, batch_size=8, precision="float32", channels_last=True),
     )
 

@@ -1,0 +1,28 @@
+"""Keep freed memory in the process instead of handing it back to the system.
+
+torch has no memory pool for processors: every large map is asked of the system when it is made and
+handed back when it is dropped, and the system clears each page again. On two cores that took a
+third of a training step (docs/speed.md). Programs may keep what they free; it is then as large as
+at its peak until it ends.
+"""
+
+import ctypes
+import sys
+
+# Names of the settings in glibc's malloc.h.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+
+
+def keep_freed_memory() -> bool:
+    """Tell the C library to reuse large blocks; for this process, from now on.
+
+    Returns:
+        Whether it could: only glibc (Linux) has these settings.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 * 2**20))
+    return all(mallopt(name, value) == 1 for name, value in settings)
