@@ -89,7 +89,10 @@ def main() -> None:
             f"literal / this {ratio:.2f}"
         )
     for name, value in memory.items():
-        print(f"{name:10} {value / 2**20:7.1f} MiB extra   this / literal {value / memory['literal']:.3f}")
+        print(
+            f"{name:10} {value / 2**20:7.1f} MiB extra   "
+            f"this / literal {value / memory['literal']:.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ccsnet.config import RunConfig, from_json, to_json
-from ccsnet.files import atomic_path
 from ccsnet.datasets._spec import Colour, DatasetSpec
 from ccsnet.errors import InputError
+from ccsnet.files import atomic_path
 from ccsnet.segmenter import Segmenter, create_segmenter
 
 FORMAT = "ccsnet-1"

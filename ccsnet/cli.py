@@ -60,7 +60,10 @@ def run(arguments: list[str]) -> int:
 
 def _usage() -> str:
     lines = ["usage: ccsnet COMMAND ...", ""]
-    lines += [f"  {verb:10} {(function.__doc__ or '').splitlines()[0]}" for verb, function in VERBS.items()]
+    lines += [
+        f"  {verb:10} {(function.__doc__ or '').splitlines()[0]}"
+        for verb, function in VERBS.items()
+    ]
     lines += ["", "`ccsnet COMMAND --help` shows a command's options.", ""]
     return "\n".join(lines)
 
@@ -130,7 +133,9 @@ def train(arguments: list[str]) -> int:
         default = read_checkpoint(out / LAST).config
     else:
         default = recipe(name or DEFAULT_RECIPE)
-    config: RunConfig = _parse(RunConfig, "train", arguments, default=default, description=train.__doc__)
+    config: RunConfig = _parse(
+        RunConfig, "train", arguments, default=default, description=train.__doc__
+    )
     if not config.data.dataset:
         raise InputError(
             "Which data? Give a built-in name (`ccsnet list datasets`) or a folder with a "
@@ -357,7 +362,9 @@ def list_names(arguments: list[str]) -> int:
     elif kind == "datasets":
         from ccsnet.plugins import find_plugin
 
-        specs = {n: find_plugin("ccsnet.datasets", n, "SPEC") for n in plugin_names("ccsnet.datasets")}
+        specs = {
+            n: find_plugin("ccsnet.datasets", n, "SPEC") for n in plugin_names("ccsnet.datasets")
+        }
         notes = {n: f"{s.num_classes} classes. {s.licence}" for n, s in specs.items()}
     elif kind == "heads":
         import importlib

@@ -39,9 +39,7 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         if self.window is not None and (self.window < 32 or self.window % 32):
-            raise InputError(
-                f"window is {self.window}; it must be a multiple of 32, such as 512."
-            )
+            raise InputError(f"window is {self.window}; it must be a multiple of 32, such as 512.")
         if not 0 <= self.overlap <= 0.75:
             raise InputError(f"overlap is {self.overlap}; it must be from 0 to 0.75.")
         if self.batch_size < 1:
@@ -60,7 +58,7 @@ class Prediction:
 
     @property
     def area(self) -> dict[str, float]:
-        """Share of the image's pixels that each class takes, largest first; absent ones left out."""
+        """Share of the pixels that each class takes, largest first; absent ones left out."""
         counts = np.bincount(self.label.ravel(), minlength=len(self.classes))
         order = np.argsort(-counts, kind="stable")
         total = self.label.size
@@ -136,7 +134,9 @@ def sliding_logits(
     ramp = torch.arange(cells, dtype=torch.float32)
     ramp = torch.minimum(ramp, ramp.flip(0)) + 1
     weight = ramp[:, None] * ramp
-    total = torch.zeros(num_classes, padded.shape[1] // LOGIT_STRIDE, padded.shape[2] // LOGIT_STRIDE)
+    total = torch.zeros(
+        num_classes, padded.shape[1] // LOGIT_STRIDE, padded.shape[2] // LOGIT_STRIDE
+    )
     weights = torch.zeros(total.shape[1:])
     places = [(top, left) for top in tops for left in lefts]
     for start in range(0, len(places), batch_size):
@@ -268,14 +268,14 @@ def predictor_of(checkpoint: Checkpoint, device: str | None = None) -> Predictor
 
 
 def best_device() -> str:
-    """cuda where there is one, else Apple's mps, else cpu."""
+    """Cuda where there is one, else Apple's mps, else cpu."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def find_images(inputs: Iterable[Path | str]) -> list[Path]:
-    """Image files from files, folders (searched to the bottom) and glob patterns, sorted, once each.
+    """Image files from files, folders (searched to the bottom) and glob patterns, once each.
 
     Raises:
         FileNotFoundError: An input names nothing.

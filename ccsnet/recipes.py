@@ -1,4 +1,4 @@
-"""Named settings of whole runs. `ccsnet list recipes` shows them; every option can be overridden."""
+"""Named settings of whole runs (`ccsnet list recipes`); every one can be overridden."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -91,7 +91,8 @@ def create_segmenter(
         mean, std = mean or IMAGENET_MEAN, std or IMAGENET_STD
     if not len(mean) == len(std) == in_channels:
         raise InputError(
-            f"mean has {len(mean)} values and std {len(std)}; the images have {in_channels} channels."
+            f"mean has {len(mean)} values and std {len(std)}; the images have {in_channels} "
+            "channels. Give one value for each."
         )
     backbone = create_backbone(
         config.backbone,

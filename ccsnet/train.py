@@ -18,8 +18,8 @@ from ccsnet.checkpoint import BEST, LAST, ClassInfo
 from ccsnet.config import RunConfig, to_json
 from ccsnet.data.loading import (
     Batch,
-    check_labels,
     channel_statistics,
+    check_labels,
     evaluation_samples,
     open_dataset,
     test_sides,
@@ -42,7 +42,7 @@ LABELS_CHECKED = 2000  # Before training; the rest is checked as it is read.
 CONFIG_FILE, METRICS_FILE = "config.json", "metrics.json"
 
 
-class Interrupted(Exception):  # noqa: N818
+class Interrupted(Exception):
     """Training was stopped by the user after saving; the text says how to go on."""
 
 
@@ -64,8 +64,8 @@ def train(
 
     Args:
         config: What to train, on what, how.
-        out: The run's folder: config.json, best.safetensors, last.safetensors, log.csv, metrics.json
-            and TensorBoard's files.
+        out: The run's folder: config.json, best.safetensors, last.safetensors, log.csv,
+            metrics.json and TensorBoard's files.
         resume: Go on from the folder's last checkpoint. The result is that of a run never stopped.
         reporter: Who is told how it goes.
 

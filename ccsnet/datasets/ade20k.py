@@ -178,7 +178,7 @@ SPEC = DatasetSpec(
     licence="images: research and education only; annotations: BSD-3-Clause",
     source=(
         "Get ADEChallengeData2016.zip from https://sceneparsing.csail.mit.edu, unpack it, and "
-        "rename the folder ADEChallengeData2016 to data/ade20k (or name it with --data.root)."
+        "rename the folder ADEChallengeData2016 to data/ade20k (or name it with --root)."
     ),
     default_root="data/ade20k",
     short_side=512,

@@ -56,7 +56,7 @@ SPEC = DatasetSpec(
     source=(
         "Register at https://www.cityscapes-dataset.com, get leftImg8bit_trainvaltest.zip and "
         "gtFine_trainvaltest.zip, and unpack both in data/cityscapes (or name the folder with "
-        "--data.root)."
+        "--root)."
     ),
     default_root="data/cityscapes",
     short_side=1024,

@@ -44,16 +44,15 @@ class HeadConfig:
 
 def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int = 1) -> nn.Sequential:
     """Convolution without bias, batch norm, ReLU; the map keeps its size."""
-    conv = nn.Conv2d(
-        in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False
-    )
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 
 def norm_as_affine(norm: nn.BatchNorm2d) -> tuple[Float[Tensor, "C"], Float[Tensor, "C"]]:
     """Scale and shift that a batch norm amounts to in evaluation."""
-    assert norm.running_var is not None and norm.running_mean is not None, "norms here keep both"
+    assert norm.running_mean is not None, "batch norms here keep statistics"
+    assert norm.running_var is not None, "batch norms here keep statistics"
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return scale, norm.bias - norm.running_mean * scale
 

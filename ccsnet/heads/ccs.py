@@ -13,7 +13,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ccsnet.errors import InputError
-from ccsnet.heads._base import HeadConfig, Output, channels_last, classifier, conv_norm_relu, norm_as_affine, resize
+from ccsnet.heads._base import (
+    HeadConfig,
+    Output,
+    channels_last,
+    classifier,
+    conv_norm_relu,
+    norm_as_affine,
+    resize,
+)
 from ccsnet.heads._fusion import Fusion
 from ccsnet.heads.fcn import FCN
 
@@ -187,11 +195,7 @@ def from_release(state: Mapping[str, Tensor], *, top_k: int = 20) -> CCSHead:
         if module in _RELEASE_NAMES:
             ours[f"{_RELEASE_NAMES[module]}.{leaf}"] = tensor
 
-    missing = [
-        name
-        for name, mine in _RELEASE_NAMES.items()
-        if f"{mine}.weight" not in ours
-    ]
+    missing = [name for name, mine in _RELEASE_NAMES.items() if f"{mine}.weight" not in ours]
     if missing:
         raise InputError(
             f"This is not a checkpoint of CCSNet's release: {len(missing)} of its "
@@ -213,7 +217,5 @@ def from_release(state: Mapping[str, Tensor], *, top_k: int = 20) -> CCSHead:
     try:
         head.load_state_dict(ours)
     except RuntimeError as error:
-        raise InputError(
-            f"The tensors of this checkpoint do not fit together. {error}"
-        ) from error
+        raise InputError(f"The tensors of this checkpoint do not fit together. {error}") from error
     return head.eval()

@@ -35,9 +35,7 @@ def literal_forward(head: CCSHead, features: list[Tensor]) -> tuple[Tensor, Tens
     values = torch.gather(values[:, None].expand(repeated).contiguous(), 2, index)
 
     attended = []
-    for stage, feature, grid in zip(
-        head.stages, (c1, c2, c3, c4), (c1, c2, c3, c3), strict=True
-    ):
+    for stage, feature, grid in zip(head.stages, (c1, c2, c3, c4), (c1, c2, c3, c3), strict=True):
         query = stage.query(feature)
         size = grid.shape[2:]
         if query.shape[2:] != size:

@@ -104,9 +104,7 @@ def test_exactly_k_classes_are_relevant(num_classes, top_k):
 def test_windows_are_squares_where_sizes_divide():
     cells = torch.rand(1, 2, 3, 5)
     fine = window_of(cells, (8, 12))
-    torch.testing.assert_close(
-        fine, cells.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
-    )
+    torch.testing.assert_close(fine, cells.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2))
     assert window_of(cells, (2, 3)) is cells
 
 

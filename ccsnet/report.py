@@ -1,0 +1,248 @@
+"""Numbers, plots and pictures as one HTML file that opens anywhere; the pictures beside it too."""
+
+import base64
+import importlib.resources
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import jinja2
+import numpy as np
+from jaxtyping import Integer, UInt8
+from matplotlib.figure import Figure
+
+from ccsnet.data.images import write_png
+from ccsnet.datasets._spec import Colour
+from ccsnet.draw import colourise, error_map
+from ccsnet.files import atomic_path
+from ccsnet.metrics import Metrics
+
+GAP = 6  # White pixels between pictures that stand side by side.
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the last row is set in bold when it is a total."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    total: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, carried inside the page."""
+
+    source: str
+    """A data URL."""
+    caption: str
+    legend: bool = False
+    """Whether the classes' colours are explained below it."""
+
+
+@dataclass
+class Section:
+    """A heading, paragraphs, then tables and pictures in order."""
+
+    title: str
+    texts: list[str] = field(default_factory=list)
+    blocks: list[Table | Picture] = field(default_factory=list)
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    lead: str,
+    classes: Sequence[str],
+    colours: Sequence[Colour],
+    sections: Sequence[Section],
+) -> None:
+    """Write the page: one file without links to others.
+
+    Args:
+        path: Where to.
+        title: Heading.
+        lead: What was found, in a sentence or two.
+        classes: Names, for legends.
+        colours: Their colours.
+        sections: The content.
+    """
+    text = importlib.resources.files("ccsnet").joinpath("report.html").read_text("utf-8")
+    template = jinja2.Environment(autoescape=True).from_string(text)
+    page = template.render(
+        title=title,
+        lead=lead,
+        classes=[
+            (name, f"rgb{tuple(colour)}") for name, colour in zip(classes, colours, strict=True)
+        ],
+        sections=sections,
+    )
+    with atomic_path(path) as aside:
+        aside.write_text(page, "utf-8")
+
+
+def picture(
+    pixels: UInt8[np.ndarray, "H W 3"],
+    caption: str,
+    *,
+    beside: Path | None = None,
+    max_width: int = 1600,
+    legend: bool = False,
+) -> Picture:
+    """An image for the page, no wider than `max_width`.
+
+    Args:
+        pixels: RGB.
+        caption: What it shows.
+        beside: Also write it there as a PNG, at full size.
+        max_width: In pixels, inside the page.
+        legend: Explain the classes' colours below it.
+    """
+    if beside is not None:
+        write_png(beside, pixels)
+    if pixels.shape[1] > max_width:
+        height = round(pixels.shape[0] * max_width / pixels.shape[1])
+        pixels = cv2.resize(pixels, (max_width, height), interpolation=cv2.INTER_AREA)
+    done, data = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+    assert done, "OpenCV encodes any 8-bit image"
+    return Picture(_data_url(data.tobytes(), "image/png"), caption, legend)
+
+
+def plot(figure: Figure, caption: str, *, beside: Path | None = None) -> Picture:
+    """A matplotlib figure for the page, and as a PNG beside it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight", facecolor="white")
+    if beside is not None:
+        with atomic_path(beside) as aside:
+            aside.write_bytes(buffer.getvalue())
+    return Picture(_data_url(buffer.getvalue(), "image/png"), caption)
+
+
+def _data_url(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def training_curve(rows: Sequence[Mapping[str, float]], baseline: float | None = None) -> Figure:
+    """Loss by step, and validation mIoU with the baseline's as a line.
+
+    Args:
+        rows: As `read_log` returns them.
+        baseline: mIoU to compare with.
+    """
+    figure = Figure(figsize=(9, 3.4))
+    left, right = figure.subplots(1, 2)
+    steps = [row["step"] for row in rows]
+    losses = np.array([row["loss"] for row in rows])
+    width = max(1, len(losses) // 50)
+    kernel = np.ones(width) / width
+    left.plot(steps, losses, color="#9ab", linewidth=0.7)
+    smooth = np.convolve(losses, kernel, "valid")
+    left.plot(steps[width - 1 :], smooth, color="#036", linewidth=1.6)
+    left.set(xlabel="step", ylabel="loss", ylim=(0, None))
+    measured = [(row["step"], 100 * row["val_miou"]) for row in rows if "val_miou" in row]
+    right.plot(*zip(*measured, strict=True), marker="o", color="#036", label="CCSNet")
+    if baseline is not None:
+        right.axhline(100 * baseline, color="#b40", linestyle="--", label="colour only")
+    right.set(xlabel="step", ylabel="validation mIoU (%)", ylim=(0, None))
+    right.legend(loc="lower right")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def confusion_plot(metrics: Metrics) -> Figure:
+    """What the labelled pixels of each class were taken for, in per cent."""
+    confusion = metrics.confusion.astype(float)
+    share = 100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    count = len(metrics.classes)
+    side = min(12.0, 2.5 + 0.5 * count)
+    figure = Figure(figsize=(side, side))
+    axes = figure.subplots()
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    if count <= 40:
+        axes.set_xticks(range(count), metrics.classes, rotation=60, ha="right")
+        axes.set_yticks(range(count), metrics.classes)
+    axes.set(xlabel="predicted", ylabel="labelled")
+    if count <= 20:
+        for i, j in np.ndindex(count, count):
+            colour = "white" if share[i, j] > 55 else "black"
+            axes.text(j, i, f"{share[i, j]:.0f}", ha="center", va="center", color=colour, size=8)
+    return figure
+
+
+def class_table(
+    metrics: Metrics, baseline: Metrics | None = None, baseline_name: str = "baseline"
+) -> Table:
+    """IoU, Dice and accuracy of every class in per cent, the baseline's IoU beside."""
+    head = ["class", "share of pixels %", "IoU %", "Dice %", "accuracy %"]
+    total = max(int(metrics.confusion.sum()), 1)
+    rows = [
+        [name, per_cent(pixels / total), per_cent(iou), per_cent(dice), per_cent(accuracy)]
+        for name, pixels, iou, dice, accuracy in zip(
+            metrics.classes,
+            metrics.confusion.sum(1),
+            metrics.iou,
+            metrics.dice,
+            metrics.accuracy,
+            strict=True,
+        )
+    ]
+    rows.append(
+        [
+            "mean",
+            "",
+            per_cent(metrics.miou),
+            per_cent(metrics.mean_dice),
+            per_cent(metrics.mean_accuracy),
+        ]
+    )
+    if baseline is not None:
+        head.append(f"IoU % of {baseline_name}")
+        for row, iou in zip(rows, [*baseline.iou, baseline.miou], strict=True):
+            row.append(per_cent(float(iou)))
+    return Table(head, rows, total=True)
+
+
+def per_cent(value: float) -> str:
+    """A fraction as per cent with one decimal; "-" for what does not exist."""
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def comparison(
+    image: UInt8[np.ndarray, "H W 3"],
+    label: Integer[np.ndarray, "H W"],
+    prediction: Integer[np.ndarray, "H W"],
+    colours: Sequence[Colour],
+    ignore_index: int = 255,
+) -> UInt8[np.ndarray, "H _ 3"]:
+    """Image, truth, prediction and errors side by side."""
+    return side_by_side(
+        [
+            image,
+            colourise(label, colours),
+            colourise(prediction, colours),
+            error_map(label, prediction, ignore_index),
+        ]
+    )
+
+
+def side_by_side(pictures: Sequence[UInt8[np.ndarray, "H _ 3"]]) -> UInt8[np.ndarray, "H _ 3"]:
+    """Pictures of one height in a row, white between them."""
+    gap = np.full((pictures[0].shape[0], GAP, 3), 255, np.uint8)
+    row = [part for item in pictures for part in (item, gap)]
+    return np.concatenate(row[:-1], axis=1)
+
+
+def mark(
+    image: UInt8[np.ndarray, "H W 3"], row: int, column: int, radius: int = 9
+) -> UInt8[np.ndarray, "H W 3"]:
+    """A copy with a ring around a place."""
+    marked = image.copy()
+    for width, colour in ((5, (0, 0, 0)), (2, (255, 255, 255))):
+        cv2.circle(marked, (column, row), radius, colour, width, cv2.LINE_AA)
+    return marked
