@@ -164,15 +164,23 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
             f"{path} holds the format {metadata.get('format', 'of some other program')!r}; this "
             f"version reads {FORMAT!r}. Give a checkpoint that `ccsnet train` wrote."
         )
-    state = json.loads(metadata["state"])
-    return Checkpoint(
-        path=path,
-        config=from_json(RunConfig, metadata["config"], str(path)),
-        info=_read_info(metadata["info"]),
-        step=state["step"],
-        miou=state["miou"],
-        best_miou=state["best_miou"],
-    )
+    try:
+        state = json.loads(metadata["state"])
+        return Checkpoint(
+            path=path,
+            config=from_json(RunConfig, metadata["config"], str(path)),
+            info=_read_info(metadata["info"]),
+            step=state["step"],
+            miou=state["miou"],
+            best_miou=state["best_miou"],
+        )
+    except InputError:
+        raise
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{path} is not as `ccsnet train` wrote it: what it says of its run cannot be read "
+            f"({error!r}). Copy it again, or use the run's other checkpoint."
+        ) from error
 
 
 def _read_info(text: str) -> ClassInfo:

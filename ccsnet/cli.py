@@ -60,10 +60,7 @@ def run(arguments: list[str]) -> int:
 
 def _usage() -> str:
     lines = ["usage: ccsnet COMMAND ...", ""]
-    lines += [
-        f"  {verb:10} {(function.__doc__ or '').splitlines()[0]}"
-        for verb, function in VERBS.items()
-    ]
+    lines += [f"  {verb:10} {_summary(function)}" for verb, function in VERBS.items()]
     lines += ["", "`ccsnet COMMAND --help` shows a command's options.", ""]
     return "\n".join(lines)
 
@@ -358,7 +355,7 @@ def list_names(arguments: list[str]) -> int:
     if kind == "recipes":
         from ccsnet.recipes import RECIPES
 
-        notes = {name: (make.__doc__ or "").splitlines()[0] for name, make in RECIPES.items()}
+        notes = {name: _summary(make) for name, make in RECIPES.items()}
     elif kind == "datasets":
         from ccsnet.plugins import find_plugin
 
@@ -370,7 +367,7 @@ def list_names(arguments: list[str]) -> int:
         import importlib
 
         notes = {
-            n: (importlib.import_module(f"ccsnet.heads.{n}").__doc__ or "").splitlines()[0]
+            n: _summary(importlib.import_module(f"ccsnet.heads.{n}"))
             for n in plugin_names("ccsnet.heads")
         }
     else:
@@ -383,6 +380,11 @@ def list_names(arguments: list[str]) -> int:
     width = max(map(len, found))
     print("\n".join(f"{name:{width}}  {note}".rstrip() for name, note in found.items()))
     return 0
+
+
+def _summary(item: object) -> str:
+    """The first line of a docstring."""
+    return (item.__doc__ or "").partition("\n")[0]
 
 
 def _print_metrics(console: "Console", metrics: "Metrics") -> None:

@@ -42,9 +42,10 @@ class TrainConfig:
     """Train on the processor even where there is a GPU."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "validate_batch_size"):
+        numbers = ("steps", "batch_size", "accumulate", "validate_every", "validate_batch_size")
+        for name in numbers:
             value = getattr(self, name)
-            if value < 1:
+            if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; it must be at least 1.")
         if self.batch_size % self.accumulate:
             raise InputError(
@@ -78,11 +79,13 @@ def from_json(cls: type, text: str, source: str = "the configuration") -> Any:
     """The dataclass that `to_json` wrote.
 
     Raises:
-        InputError: The text is not JSON, or has a setting that does not exist.
+        InputError: The text is not JSON, or has a setting or a value that does not exist.
     """
     try:
         return _build(cls, json.loads(text))
-    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
             f"{source} cannot be read ({error}); it was not written by this version of ccsnet, "
             "or it was cut short."

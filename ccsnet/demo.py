@@ -1,10 +1,10 @@
-"""The demo: a CCSNet learns the land cover of the Earth and draws its map, in minutes on two cores."""
+"""The demo: a CCSNet learns the land cover of the Earth and draws its map, in minutes."""
 
 import dataclasses
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -177,6 +177,7 @@ def _write(
     write_png(out / "legend.png", legend(spec.classes, spec.colours, columns=4))
     metrics = measured.metrics
     gain = 100 * (metrics.miou - baseline.miou)
+    ours, colour_alone = per_cent(metrics.miou), per_cent(baseline.miou)
     sections = [
         _world_section(world, spec),
         _data_section(spec, root),
@@ -184,7 +185,7 @@ def _write(
         _training_section(out, baseline),
         _result_section(metrics, baseline, out),
         _tiles_section(measured, predictor, spec, root, out),
-        *_places_sections(predictor, world, spec, out),
+        _places_section(predictor, world, spec, out),
         _origin_section(out, started),
     ]
     report = out / "report.html"
@@ -193,8 +194,8 @@ def _write(
         title="The land cover of the Earth, by CCSNet",
         lead=(
             f"On {metrics.images} tiles of the Earth that it never saw, the network reaches a mean "
-            f"IoU of {per_cent(metrics.miou)} %, where colour alone reaches "
-            f"{per_cent(baseline.miou)} %: {abs(gain):.1f} points {'more' if gain >= 0 else 'less'}."
+            f"IoU of {ours} %, where colour alone reaches {colour_alone} %: "
+            f"{abs(gain):.1f} points {'more' if gain >= 0 else 'less'}."
         ),
         classes=spec.classes,
         colours=spec.colours,
@@ -267,6 +268,17 @@ def _model_section(predictor: Predictor, out: Path) -> Section:
     with counter, torch.inference_mode():
         model(torch.zeros(1, 3, side, side, device=next(model.parameters()).device))
     head = config.model.head_config
+    rows = {
+        "backbone": f"{config.model.backbone}, weights {config.model.backbone_weights}",
+        "head": (
+            f"{config.model.head}: k = {head.top_k} of {len(predictor.classes)} classes, "
+            f"D = {head.dim}"
+        ),
+        "parameters": (
+            f"backbone {parts['backbone'] / 1e6:.2f} M, head {parts['head'] / 1e6:.2f} M"
+        ),
+        "multiplications": f"{counter.get_total_flops() / 2e9:.2f} G at {side}x{side}",
+    }
     return Section(
         "The model",
         [
@@ -275,56 +287,42 @@ def _model_section(predictor: Predictor, out: Path) -> Section:
             "centres, but only from the few classes that the coarse prediction finds likely at "
             "their place."
         ],
-        [
-            Table(
-                ["", ""],
-                [
-                    ["backbone", f"{config.model.backbone}, weights {config.model.backbone_weights}"],
-                    ["head", f"{config.model.head}: k = {head.top_k} of {len(predictor.classes)} "
-                     f"classes, D = {head.dim}"],
-                    ["parameters", f"backbone {parts['backbone'] / 1e6:.2f} M, "
-                     f"head {parts['head'] / 1e6:.2f} M"],
-                    ["multiplications", f"{counter.get_total_flops() / 2e9:.2f} G at {side}x{side}"],
-                ],
-            )
-        ],
-    )  # fmt: skip
+        [_facts(rows)],
+    )
+
+
+def _facts(rows: Mapping[str, object]) -> Table:
+    return Table(["", ""], [[name, str(value)] for name, value in rows.items()])
 
 
 def _training_section(out: Path, baseline: Metrics) -> Section:
     rows = read_log(out)
     config = read_checkpoint(out).config
-    return Section(
-        "Training",
-        [],
-        [
-            plot(
-                training_curve(rows, baseline.miou),
-                "Loss of each step (grey) and its running mean; validation mIoU",
-                beside=out / "training.png",
-            ),
-            Table(
-                ["", ""],
-                [
-                    ["steps", f"{len(rows)} of {config.train.batch_size} images"],
-                    ["time", f"{rows[-1]['seconds'] / 60:.1f} minutes"],
-                    ["images per second", f"{np.median([r['images_per_second'] for r in rows]):.1f}"],
-                    ["learning rate", f"{config.optim.lr:g}, heads x{config.optim.head_lr_multiplier:g}"],
-                    ["precision", config.train.precision],
-                    ["seed", str(config.train.seed)],
-                ],
-            ),
-        ],
-    )  # fmt: skip
+    curve = plot(
+        training_curve(rows, baseline.miou),
+        "Loss of each step (grey) and its running mean; validation mIoU",
+        beside=out / "training.png",
+    )
+    rate = np.median([row["images_per_second"] for row in rows])
+    facts = {
+        "steps": f"{len(rows)} of {config.train.batch_size} images",
+        "time": f"{rows[-1]['seconds'] / 60:.1f} minutes",
+        "images per second": f"{rate:.1f}",
+        "learning rate": f"{config.optim.lr:g}, heads x{config.optim.head_lr_multiplier:g}",
+        "precision": config.train.precision,
+        "seed": config.train.seed,
+    }
+    return Section("Training", [], [curve, _facts(facts)])
 
 
 def _result_section(metrics: Metrics, baseline: Metrics, out: Path) -> Section:
     return Section(
         "What it reached",
         [
-            f"mIoU {per_cent(metrics.miou)} %, pixel accuracy {per_cent(metrics.pixel_accuracy)} %. "
-            "The last column is the colour-only baseline: a quadratic classifier of single pixels, "
-            "taught and measured on the same tiles. The difference is what the network adds.",
+            f"mIoU {per_cent(metrics.miou)} %, "
+            f"pixel accuracy {per_cent(metrics.pixel_accuracy)} %. The last column is the "
+            "colour-only baseline: a quadratic classifier of single pixels, taught and measured "
+            "on the same tiles. The difference is what the network adds.",
         ],
         [
             class_table(metrics, baseline, "colour alone"),
@@ -364,7 +362,8 @@ def _tiles_section(
 def _degrees(tile: str) -> str:
     """Where a tile is, from its name."""
     north, west = 90 - 20 * int(tile[1:3]), 20 * int(tile[4:6]) - 180
-    return f"{_latitude(north)} to {_latitude(north - 20)}, {_longitude(west)} to {_longitude(west + 20)}"
+    latitudes = f"{_latitude(north)} to {_latitude(north - 20)}"
+    return f"{latitudes}, {_longitude(west)} to {_longitude(west + 20)}"
 
 
 def _latitude(degrees: int) -> str:
@@ -376,17 +375,18 @@ def _longitude(degrees: int) -> str:
 
 
 @torch.inference_mode()
-def _places_sections(
+def _places_section(
     predictor: Predictor, world: Prediction, spec: DatasetSpec, out: Path
-) -> Sequence[Section]:
+) -> Section:
     """What the head found relevant at a few places."""
     head = predictor.model.head
     assert isinstance(head, CCSHead), "the demo trains a CCSNet"
     section = Section(
         "Which classes were relevant there",
         [
-            f"At the ring, the coarse prediction ranks the classes, and the place reads from the "
-            f"centres of the best {head.top_k} alone. Beside them, what the network says in the end.",
+            "At the ring, the coarse prediction ranks the classes, and the place reads from the "
+            f"centres of the best {head.top_k} alone. Beside them, what the network says in the "
+            "end.",
         ],
     )
     half = PLACE_SIDE // 2
@@ -428,7 +428,7 @@ def _places_sections(
                 ],
             ),
         ]
-    return [section]
+    return section
 
 
 def _origin_section(out: Path, started: float) -> Section:

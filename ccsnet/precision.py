@@ -49,7 +49,7 @@ def choose_mode(
     """Settle what is left open, by timing forward and backward passes of a copy of the model.
 
     Args:
-        model: The network, in training mode, on its device; left as it is.
+        model: The network, in training mode, on its device; left as it is, as is the random stream.
         image: A batch like those of the run.
         loss: Runs a network on images.
         precision: auto, float32 or bf16.
@@ -68,7 +68,8 @@ def choose_mode(
     if len(candidates) == 1:
         return candidates[0], {}
     image = image[:TRIAL_BATCH]
-    seconds = {mode: _time(model, image, loss, mode) for mode in candidates}
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        seconds = {mode: _time(model, image, loss, mode) for mode in candidates}
     return min(candidates, key=lambda mode: seconds[mode]), seconds
 
 

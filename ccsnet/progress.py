@@ -1,8 +1,9 @@
 """Who is told how long work goes: a protocol, and one that is not."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Reporter(Protocol):
     """Told how work goes; `ccsnet.terminal` draws it as progress bars."""
 

@@ -144,11 +144,13 @@ def training_curve(rows: Sequence[Mapping[str, float]], baseline: float | None =
     left.plot(steps[width - 1 :], smooth, color="#036", linewidth=1.6)
     left.set(xlabel="step", ylabel="loss", ylim=(0, None))
     measured = [(row["step"], 100 * row["val_miou"]) for row in rows if "val_miou" in row]
-    right.plot(*zip(*measured, strict=True), marker="o", color="#036", label="CCSNet")
+    if measured:
+        right.plot(*zip(*measured, strict=True), marker="o", color="#036", label="this run")
     if baseline is not None:
         right.axhline(100 * baseline, color="#b40", linestyle="--", label="colour only")
     right.set(xlabel="step", ylabel="validation mIoU (%)", ylim=(0, None))
-    right.legend(loc="lower right")
+    if right.has_data():
+        right.legend(loc="lower right")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

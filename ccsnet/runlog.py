@@ -57,7 +57,7 @@ class RunLog:
         self._rows = csv.DictWriter(self._file, COLUMNS)
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=resume_at or None)
 
-    def write(self, row: Mapping[str, float | None]) -> None:
+    def write(self, row: Mapping[str, int | float | None]) -> None:
         """Add a step's values."""
         self._rows.writerow(row)
         self._file.flush()

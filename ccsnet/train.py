@@ -1,9 +1,12 @@
 """The training loop: load, forward, loss, step, top to bottom."""
 
+import contextlib
 import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -77,9 +80,11 @@ def train(
     """
     reporter = reporter or Silent()
     if not resume and any((out / name).exists() for name in (LAST, BEST, CONFIG_FILE)):
-        raise InputError(
-            f"{out} already holds a run. Go on with it by --resume {out}, or choose another --out."
-        )
+        if (out / LAST).exists():
+            advice = f"Go on with it by --resume {out}, or choose another --out."
+        else:
+            advice = "It has no checkpoint to go on from: delete it, or choose another --out."
+        raise InputError(f"{out} already holds a run. {advice}")
     accelerator = Accelerator(cpu=config.train.cpu)
     share = config.train.accumulate * accelerator.num_processes
     if config.train.batch_size % share:
@@ -118,7 +123,7 @@ def train(
     in_memory_order(model.backbone, mode)
 
     optimizer = create_optimizer(model, config.optim)
-    if start is not None:
+    if start is not None and step:
         ckpt.restore_optimizer(optimizer, ckpt.training_tensors(start.path))
     parallel = _parallel(model, accelerator, mode)
     batches = training_batches(
@@ -156,41 +161,51 @@ def train(
                 training=training,
             )
 
-    reporter.start("training", config.train.steps, step)
+    miou = None if start is None else start.miou
+    whole = True  # False while the weights are between two steps.
     try:
+        reporter.start("training", config.train.steps, step)
         tick = time.perf_counter()
         for batch in batches:
-            set_lr(optimizer, step, config.train.steps, config.optim)
-            torch.manual_seed(_stream(config.train.seed, step, accelerator.process_index))
-            losses = _step(parallel, optimizer, batch, config, spec, accelerator, mode, step)
-            step += 1
-            now = time.perf_counter()
-            elapsed, tick = now - tick, now
-            seconds += elapsed
-            rate = config.train.batch_size / elapsed
-            reporter.advance(1, loss=sum(losses.values()), mIoU=_shown(best), images_s=rate)
-            row = {
-                "step": step,
-                "epoch": round(step * config.train.batch_size / num_images, 3),
-                "seconds": round(seconds, 3),
-                "lr": optimizer.param_groups[0]["lr"],
-                "loss": sum(losses.values()),
-                "coarse_loss": losses.get("coarse"),
-                "images_per_second": round(rate, 3),
-            }
-            if step % config.train.validation_interval == 0 or step == config.train.steps:
-                metrics = _validate(model, config, spec, root, accelerator, mode, reporter)
-                row |= {"val_miou": metrics.miou, "val_pixel_accuracy": metrics.pixel_accuracy}
-                if metrics.miou > best or not math.isfinite(best):
-                    best = metrics.miou
-                    save(BEST, metrics.miou)
-                save(LAST, metrics.miou)
-                reporter.start("training", config.train.steps, step)
-                tick = time.perf_counter()
-            if log is not None:
-                log.write(row)
+            with _interrupt_held():
+                set_lr(optimizer, step, config.train.steps, config.optim)
+                torch.manual_seed(_stream(config.train.seed, step, accelerator.process_index))
+                whole = False
+                losses = _step(parallel, optimizer, batch, config, spec, accelerator, mode, step)
+                step, miou, whole = step + 1, None, True
+                now = time.perf_counter()
+                elapsed, tick = now - tick, now
+                seconds += elapsed
+                rate = config.train.batch_size / elapsed
+                row = {
+                    "step": step,
+                    "epoch": round(step * config.train.batch_size / num_images, 3),
+                    "seconds": round(seconds, 3),
+                    "lr": optimizer.param_groups[0]["lr"],
+                    "loss": sum(losses.values()),
+                    "coarse_loss": losses.get("coarse"),
+                    "images_per_second": round(rate, 3),
+                }
+                if step % config.train.validation_interval == 0 or step == config.train.steps:
+                    metrics = _validate(model, config, spec, root, accelerator, mode, reporter)
+                    miou = metrics.miou
+                    row |= {"val_miou": miou, "val_pixel_accuracy": metrics.pixel_accuracy}
+                    if miou > best or not math.isfinite(best):
+                        best = miou
+                        save(BEST, miou)
+                    save(LAST, miou)
+                    reporter.start("training", config.train.steps, step - 1)
+                    tick = time.perf_counter()
+                if log is not None:
+                    log.write(row)
+                reporter.advance(1, loss=sum(losses.values()), mIoU=_shown(best), images_s=rate)
     except KeyboardInterrupt:
-        save(LAST, None)
+        if not whole:
+            raise Interrupted(
+                f"Stopped within step {step + 1} of {config.train.steps}, which cannot be saved; "
+                "checkpoints are from before it."
+            ) from None
+        save(LAST, miou)
         raise Interrupted(
             f"Stopped after step {step} of {config.train.steps}; all is saved. "
             f"Go on with: ccsnet train --resume {out}"
@@ -208,6 +223,28 @@ def train(
                 json.dumps({"step": step, "best_miou": best, **metrics.to_dict()}, indent=2) + "\n"
             )
     return TrainingResult(out, best, metrics, seconds)
+
+
+@contextlib.contextmanager
+def _interrupt_held() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block, so that a step counts whole; the second does not."""
+    if threading.current_thread() is not threading.main_thread():  # It never reaches the others.
+        yield
+        return
+    asked = False
+
+    def note(*_: object) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def _step(
@@ -239,7 +276,7 @@ def _step(
             optimizer.zero_grad(set_to_none=True)
             raise FloatingPointError(
                 f"The loss of step {step + 1} is not a number ({totals}); the images were "
-                f"{', '.join(batch.names)}. The last checkpoint is from before it. Lower --lr, set "
+                f"{', '.join(batch.names)}. Checkpoints are from before it. Lower --lr, set "
                 "--clip-norm 1, use --precision float32, or look at these images."
             )
         accelerator.backward(loss)

@@ -1,0 +1,43 @@
+"""What several test files share."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from ccsnet.config import RunConfig
+    from ccsnet.train import TrainingResult
+
+# The maps of the tests are small: two threads that share a processor with other work wait for each
+# other and are many times slower than one.
+torch.set_num_threads(1)
+
+
+class Run(NamedTuple):
+    """A finished run and what it was made of."""
+
+    out: Path
+    data: Path
+    config: "RunConfig"
+    result: "TrainingResult"
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set to read; tests that change it make their own."""
+    from tests.shapes import make_shapes
+
+    return make_shapes(tmp_path_factory.mktemp("data") / "shapes")
+
+
+@pytest.fixture(scope="session")
+def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that has learnt the shapes roughly; tests only read it."""
+    from ccsnet.train import train
+    from tests.shapes import tiny_config
+
+    out = tmp_path_factory.mktemp("runs") / "shapes-ccs"
+    config = tiny_config(shapes, steps=60, batch_size=4)
+    return Run(out, shapes, config, train(config, out))

@@ -1,0 +1,156 @@
+import ast
+import dataclasses
+import typing
+from pathlib import Path
+
+import pytest
+
+import ccsnet
+from ccsnet.config import RunConfig, TrainConfig, from_json, to_json
+from ccsnet.data.loading import DataConfig
+from ccsnet.errors import InputError
+from ccsnet.recipes import RECIPES, recipe
+
+PACKAGE = Path(ccsnet.__file__).parent
+
+# Where each setting is read; `test_every_setting_is_read` holds the list against the code.
+READ_BY = {
+    "data.dataset": "data/loading.py",
+    "data.root": "data/loading.py",
+    "data.crop": "data/loading.py",
+    "data.short_side": "data/loading.py",
+    "data.long_side": "data/loading.py",
+    "data.scale": "data/transforms.py",
+    "data.max_class_share": "data/transforms.py",
+    "data.flip": "data/transforms.py",
+    "data.photometric": "data/transforms.py",
+    "data.train_split": "train.py",
+    "data.val_split": "train.py",
+    "data.workers": "data/loading.py",
+    "model.backbone": "segmenter.py",
+    "model.backbone_weights": "segmenter.py",
+    "model.head": "segmenter.py",
+    "model.head_config.dim": "heads/ccs.py",
+    "model.head_config.top_k": "heads/ccs.py",
+    "model.head_config.coarse_dim": "heads/ccs.py",
+    "model.head_config.dropout": "heads/ccs.py",
+    "model.drop_path": "segmenter.py",
+    "model.mean": "segmenter.py",
+    "model.std": "segmenter.py",
+    "optim.lr": "optim.py",
+    "optim.head_lr_multiplier": "optim.py",
+    "optim.weight_decay": "optim.py",
+    "optim.betas": "optim.py",
+    "optim.warmup_steps": "optim.py",
+    "optim.power": "optim.py",
+    "optim.clip_norm": "train.py",
+    "train.steps": "train.py",
+    "train.batch_size": "train.py",
+    "train.accumulate": "train.py",
+    "train.validate_every": "config.py",
+    "train.validate_batch_size": "train.py",
+    "train.seed": "train.py",
+    "train.precision": "train.py",
+    "train.channels_last": "train.py",
+    "train.coarse_weight": "train.py",
+    "train.cpu": "train.py",
+}
+
+
+def leaves(cls: type, prefix: str = "") -> list[str]:
+    """Dotted names of all settings."""
+    hints = typing.get_type_hints(cls)
+    found = []
+    for field in dataclasses.fields(cls):
+        kind = hints[field.name]
+        name = prefix + field.name
+        found += leaves(kind, f"{name}.") if dataclasses.is_dataclass(kind) else [name]
+    return found
+
+
+def attributes_read(path: Path) -> set[str]:
+    """Names read as `something.name`, but for those that `__post_init__` only checks."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    checks = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name in ("__post_init__", "_sizes")
+    ]
+    only_checked = {id(inner) for check in checks for inner in ast.walk(check)}
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Load)
+        and id(node) not in only_checked
+    }
+
+
+def test_every_setting_is_read():
+    assert set(READ_BY) == set(leaves(RunConfig))
+    reads = {path: attributes_read(PACKAGE / path) for path in set(READ_BY.values())}
+    unread = [name for name, path in READ_BY.items() if name.rpartition(".")[2] not in reads[path]]
+    assert unread == []
+
+
+def test_a_whole_run_has_few_settings():
+    assert len(leaves(RunConfig)) <= 42
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_json_round_trip(name):
+    config = recipe(name)
+    assert from_json(RunConfig, to_json(config)) == config
+    changed = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, root=Path("some/where"), crop=(64, 96)),
+        model=dataclasses.replace(config.model, mean=(1.0, 2.0, 3.0, 4.0), std=(1.0,) * 4),
+        train=dataclasses.replace(config.train, channels_last=False, validate_every=3),
+    )
+    again = from_json(RunConfig, to_json(changed))
+    assert again == changed
+    assert isinstance(again.data.root, Path)
+    assert isinstance(again.data.crop, tuple)
+
+
+def test_unknown_setting():
+    text = to_json(recipe("own")).replace('"head_lr_multiplier"', '"head_lr_multiplyer"')
+    with pytest.raises(InputError, match="Perhaps you meant head_lr_multiplier"):
+        from_json(RunConfig, text)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"data": 3}', "{}", '{"data": {"dataset": []'])
+def test_text_that_is_no_configuration(text):
+    with pytest.raises(InputError, match="runs/x/config.json cannot be read"):
+        from_json(RunConfig, text, "runs/x/config.json")
+
+
+def test_unknown_recipe():
+    with pytest.raises(InputError, match="Perhaps you meant earth"):
+        recipe("earht")
+
+
+@pytest.mark.parametrize(
+    "name", ["steps", "batch_size", "accumulate", "validate_batch_size", "validate_every"]
+)
+def test_numbers_below_one(name):
+    with pytest.raises(InputError, match=f"{name} is 0; it must be at least 1"):
+        TrainConfig(**{name: 0})
+
+
+def test_batch_that_does_not_divide():
+    with pytest.raises(InputError, match="batch_size is 16 .* multiple of 3"):
+        TrainConfig(batch_size=16, accumulate=3)
+
+
+def test_validation_interval():
+    assert TrainConfig(steps=4000).validation_interval == 400
+    assert TrainConfig(steps=3).validation_interval == 1
+    assert TrainConfig(steps=3, validate_every=2).validation_interval == 2
+
+
+def test_parts_have_defaults():
+    config = RunConfig(data=DataConfig(dataset="ade20k"))
+    assert (config.train.steps, config.train.batch_size) == (160_000, 16)
+    assert (config.model.head, config.model.head_config.top_k) == ("ccs", 20)
+    assert (config.optim.lr, config.optim.head_lr_multiplier) == (6e-5, 10.0)
