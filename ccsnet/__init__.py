@@ -3,7 +3,8 @@
     import ccsnet
     prediction = ccsnet.load("runs/x").predict("street.jpg")
 
-Importing the package is quick: torch is imported when a name is first used.
+Importing the package is quick: torch is imported when a name is first used. Training is
+`ccsnet.train.train`, imported from its module.
 """
 
 import importlib
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from ccsnet.heads.ccs import CCSHead
     from ccsnet.predict import PredictConfig, Prediction, Predictor, load
     from ccsnet.recipes import recipe
-    from ccsnet.train import train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "RunConfig",
     "load",
     "recipe",
-    "train",
 ]
 
 _HOMES = {
@@ -39,7 +38,6 @@ _HOMES = {
     "RunConfig": "ccsnet.config",
     "load": "ccsnet.predict",
     "recipe": "ccsnet.recipes",
-    "train": "ccsnet.train",
 }
 
 

@@ -187,8 +187,8 @@ def evaluate(arguments: list[str]) -> int:
     from ccsnet.evaluate import evaluate as measure
     from ccsnet.files import atomic_path
     from ccsnet.predict import predictor_of
+    from ccsnet.preflight import check_classes
     from ccsnet.terminal import TerminalReporter
-    from ccsnet.train import check_classes
 
     run_name, arguments = _positional(arguments, "evaluate", EvaluateArguments, evaluate.__doc__)
     options: EvaluateArguments = _parse(

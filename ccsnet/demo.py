@@ -42,7 +42,7 @@ from ccsnet.report import (
     training_curve,
     write_report,
 )
-from ccsnet.runlog import read_log
+from ccsnet.runlog import LOG_FILE, VALIDATION_FILE, read_log
 from ccsnet.train import train
 
 WORLD = PredictConfig(window=512, overlap=0.25)
@@ -296,10 +296,10 @@ def _facts(rows: Mapping[str, object]) -> Table:
 
 
 def _training_section(out: Path, baseline: Metrics) -> Section:
-    rows = read_log(out)
+    rows = read_log(out / LOG_FILE)
     config = read_checkpoint(out).config
     curve = plot(
-        training_curve(rows, baseline.miou),
+        training_curve(rows, read_log(out / VALIDATION_FILE), baseline.miou),
         "Loss of each step (grey) and its running mean; validation mIoU",
         beside=out / "training.png",
     )

@@ -31,7 +31,7 @@ def find_plugin(package: str, name: str, attribute: str) -> Any:
     kind = {"datasets": "data set", "heads": "head", "backbones": "backbone"}[
         package.rpartition(".")[2]
     ]
-    if ":" in name:
+    if ":" in name and not name.startswith((":", ".")):
         module_name, _, own = name.partition(":")
         try:
             return getattr(importlib.import_module(module_name), own)

@@ -94,4 +94,4 @@ def _time(
 def in_memory_order(item: Item, mode: Mode) -> Item:
     """The item in the mode's memory order."""
     order = torch.channels_last if mode.channels_last else torch.contiguous_format
-    return item.to(memory_format=order)
+    return item.to(memory_format=order)  # pyright: ignore[reportCallIssue, reportReturnType]

@@ -1,6 +1,7 @@
 """Label maps of images: whole or in overlapping windows; files, folders and globs."""
 
 import glob
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Integer, Num, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from ccsnet.checkpoint import Checkpoint, ClassInfo, load_model, read_checkpoint
 from ccsnet.data.images import read_image, write_index_png, write_palette_png, write_png
@@ -95,7 +96,7 @@ class Prediction:
 
 @torch.inference_mode()
 def sliding_logits(
-    model: Segmenter,
+    model: nn.Module,
     image: Num[Tensor, "C H W"],
     num_classes: int,
     *,
@@ -110,7 +111,7 @@ def sliding_logits(
     Sums are kept at stride 4: a sixteenth of the memory of full-size logits.
 
     Args:
-        model: In evaluation mode.
+        model: A `Segmenter` in evaluation mode.
         image: Raw pixel values.
         num_classes: N.
         window: Side of a window, a multiple of 32.
@@ -281,11 +282,16 @@ def find_images(inputs: Iterable[Path | str]) -> list[Path]:
         FileNotFoundError: An input names nothing.
         InputError: A folder or a pattern has no image in it.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}
+
+    def add(images: Iterable[Path]) -> None:
+        for image in images:
+            found.setdefault(os.path.abspath(image), image)  # noqa: PTH100
+
     for item in inputs:
         path = Path(item)
         if path.is_file():
-            found[path] = None
+            add([path])
             continue
         if path.is_dir():
             candidates = sorted(p for p in path.rglob("*") if p.is_file())
@@ -301,8 +307,8 @@ def find_images(inputs: Iterable[Path | str]) -> list[Path]:
             raise InputError(
                 f"No image in {item}: looked for files ending in {', '.join(IMAGE_SUFFIXES)}."
             )
-        found |= dict.fromkeys(images)
-    return list(found)
+        add(images)
+    return list(found.values())
 
 
 @dataclass(frozen=True)
@@ -344,12 +350,12 @@ def predict_files(
     Raises:
         InputError: Two images would be written to one file, or a file is there already.
     """
-    folder = images[0].parent
-    while not all(image.is_relative_to(folder) for image in images):
-        folder = folder.parent
+    # Absolute, because "." and "/" have no folder in common; links stay what they are called.
+    absolute = {image: Path(os.path.abspath(image)) for image in images}  # noqa: PTH100
+    folder = os.path.commonpath([path.parent for path in absolute.values()])
     targets = {
-        image: [out / kind / image.relative_to(folder).with_suffix(".png") for kind in save]
-        for image in images
+        image: [out / kind / path.relative_to(folder).with_suffix(".png") for kind in save]
+        for image, path in absolute.items()
     }
     owner: dict[Path, Path] = {}
     for image, files in targets.items():

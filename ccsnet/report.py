@@ -126,11 +126,16 @@ def _data_url(data: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def training_curve(rows: Sequence[Mapping[str, float]], baseline: float | None = None) -> Figure:
+def training_curve(
+    rows: Sequence[Mapping[str, float]],
+    validations: Sequence[Mapping[str, float]],
+    baseline: float | None = None,
+) -> Figure:
     """Loss by step, and validation mIoU with the baseline's as a line.
 
     Args:
-        rows: As `read_log` returns them.
+        rows: Of log.csv, as `read_log` returns them.
+        validations: Of validation.csv.
         baseline: mIoU to compare with.
     """
     figure = Figure(figsize=(9, 3.4))
@@ -143,7 +148,7 @@ def training_curve(rows: Sequence[Mapping[str, float]], baseline: float | None =
     smooth = np.convolve(losses, kernel, "valid")
     left.plot(steps[width - 1 :], smooth, color="#036", linewidth=1.6)
     left.set(xlabel="step", ylabel="loss", ylim=(0, None))
-    measured = [(row["step"], 100 * row["val_miou"]) for row in rows if "val_miou" in row]
+    measured = [(row["step"], 100 * row["miou"]) for row in validations]
     if measured:
         right.plot(*zip(*measured, strict=True), marker="o", color="#036", label="this run")
     if baseline is not None:

@@ -1,38 +1,30 @@
-"""The record of a run: log.csv, one row a step, and the same for TensorBoard."""
+"""The record of a run: log.csv has a row for each step, validation.csv for each validation.
+
+TensorBoard's files hold the same.
+"""
 
 import csv
-from collections.abc import Mapping
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
 from ccsnet.files import atomic_path
 
-LOG_FILE = "log.csv"
-COLUMNS = (
-    "step",
-    "epoch",
-    "seconds",
-    "lr",
-    "loss",
-    "coarse_loss",
-    "images_per_second",
-    "val_miou",
-    "val_pixel_accuracy",
-)
+LOG_FILE, VALIDATION_FILE = "log.csv", "validation.csv"
+COLUMNS = {
+    LOG_FILE: ("step", "epoch", "seconds", "lr", "loss", "coarse_loss", "images_per_second"),
+    VALIDATION_FILE: ("step", "miou", "pixel_accuracy"),
+}
 
 
-def read_log(out: Path) -> list[dict[str, float]]:
-    """The rows of a run's log; a value that was not measured at a step is left out of its row."""
-    with (out / LOG_FILE).open(newline="") as file:
-        return [
-            {name: float(value) for name, value in row.items() if value}
-            for row in csv.DictReader(file)
-        ]
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The rows of a log file."""
+    with path.open(newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 class RunLog:
-    """Writes the log of a run, or goes on with it.
+    """Writes the logs of a run, or goes on with them.
 
     Args:
         out: The run's folder.
@@ -43,31 +35,54 @@ class RunLog:
     """
 
     def __init__(self, out: Path, resume_at: int = 0) -> None:
-        path = out / LOG_FILE
-        rows: list[dict[str, str]] = []
-        if resume_at and path.is_file():
-            with path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= resume_at]
-        self.seconds = float(rows[-1]["seconds"]) if rows else 0.0
-        with atomic_path(path) as aside, aside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-        self._file = path.open("a", newline="")
-        self._rows = csv.DictWriter(self._file, COLUMNS)
+        kept = {name: _kept_rows(out / name, resume_at) for name in COLUMNS}
+        self.seconds = float(kept[LOG_FILE][-1]["seconds"]) if kept[LOG_FILE] else 0.0
+        self._files, self._writers = [], {}
+        for name, columns in COLUMNS.items():
+            with atomic_path(out / name) as aside, aside.open("w", newline="") as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                writer.writerows(kept[name])
+            file = (out / name).open("a", newline="", buffering=1)  # A row is written when whole.
+            self._files.append(file)
+            self._writers[name] = csv.DictWriter(file, columns)
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=resume_at or None)
 
-    def write(self, row: Mapping[str, int | float | None]) -> None:
-        """Add a step's values."""
-        self._rows.writerow(row)
-        self._file.flush()
-        for name, value in row.items():
-            if name != "step" and value is not None:
-                group = "val" if name.startswith("val_") else "train"
-                tag = f"{group}/{name.removeprefix('val_')}"
-                self._board.add_scalar(tag, value, int(row["step"] or 0))
+    def step(
+        self,
+        *,
+        step: int,
+        epoch: float,
+        seconds: float,
+        lr: float,
+        loss: float,
+        coarse_loss: float,
+        images_per_second: float,
+    ) -> None:
+        """Add a training step. The coarse loss is part of the loss."""
+        values = {"epoch": epoch, "seconds": seconds, "lr": lr, "loss": loss}
+        values |= {"coarse_loss": coarse_loss, "images_per_second": images_per_second}
+        self._write(LOG_FILE, "train", step, values)
+
+    def validation(self, *, step: int, miou: float, pixel_accuracy: float) -> None:
+        """Add a validation after a step."""
+        values = {"miou": miou, "pixel_accuracy": pixel_accuracy}
+        self._write(VALIDATION_FILE, "val", step, values)
+
+    def _write(self, name: str, group: str, step: int, values: dict[str, float]) -> None:
+        self._writers[name].writerow({"step": step, **values})
+        for key, value in values.items():
+            self._board.add_scalar(f"{group}/{key}", value, step)
 
     def close(self) -> None:
         """Write out what is buffered."""
-        self._file.close()
+        for file in self._files:
+            file.close()
         self._board.close()
+
+
+def _kept_rows(path: Path, last_step: int) -> list[dict[str, str]]:
+    if not last_step or not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if int(row["step"]) <= last_step]

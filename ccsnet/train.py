@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -21,14 +21,12 @@ from ccsnet.checkpoint import BEST, LAST, ClassInfo
 from ccsnet.config import RunConfig, to_json
 from ccsnet.data.loading import (
     Batch,
-    channel_statistics,
-    check_labels,
+    SafeLoader,
     evaluation_samples,
     open_dataset,
     test_sides,
     training_batches,
 )
-from ccsnet.datasets._spec import DatasetSpec
 from ccsnet.errors import InputError
 from ccsnet.evaluate import evaluate
 from ccsnet.files import atomic_path
@@ -36,12 +34,12 @@ from ccsnet.heads._base import Output
 from ccsnet.loss import segmentation_loss
 from ccsnet.metrics import Metrics
 from ccsnet.optim import create_optimizer, set_lr
-from ccsnet.precision import Mode, autocast, choose_mode, in_memory_order
+from ccsnet.precision import Mode, autocast, in_memory_order
+from ccsnet.preflight import check_classes, check_data, settle_mode, with_statistics
 from ccsnet.progress import Reporter, Silent
 from ccsnet.runlog import RunLog
-from ccsnet.segmenter import Segmenter, create_segmenter
+from ccsnet.segmenter import create_segmenter
 
-LABELS_CHECKED = 2000  # Before training; the rest is checked as it is read.
 CONFIG_FILE, METRICS_FILE = "config.json", "metrics.json"
 
 
@@ -68,7 +66,7 @@ def train(
     Args:
         config: What to train, on what, how.
         out: The run's folder: config.json, best.safetensors, last.safetensors, log.csv,
-            metrics.json and TensorBoard's files.
+            validation.csv, metrics.json and TensorBoard's files.
         resume: Go on from the folder's last checkpoint. The result is that of a run never stopped.
         reporter: Who is told how it goes.
 
@@ -78,151 +76,264 @@ def train(
         FloatingPointError: The loss is not a number.
         Interrupted: Ctrl-C; the last checkpoint is written.
     """
-    reporter = reporter or Silent()
-    if not resume and any((out / name).exists() for name in (LAST, BEST, CONFIG_FILE)):
-        if (out / LAST).exists():
-            advice = f"Go on with it by --resume {out}, or choose another --out."
-        else:
-            advice = "It has no checkpoint to go on from: delete it, or choose another --out."
-        raise InputError(f"{out} already holds a run. {advice}")
-    accelerator = Accelerator(cpu=config.train.cpu)
-    share = config.train.accumulate * accelerator.num_processes
-    if config.train.batch_size % share:
-        raise InputError(
-            f"batch_size is {config.train.batch_size} images for each optimizer step and does not "
-            f"divide among {accelerator.num_processes} processes x {config.train.accumulate} "
-            f"passes. Use a multiple of {share}."
-        )
-    torch.manual_seed(config.train.seed)
-
-    spec, root = open_dataset(config.data)
-    start = _start(out, spec) if resume else None
-    if start is None:
-        _check_data(spec, root, config, reporter)
-    config = _with_statistics(config, spec, root)
-    sides = test_sides(spec, config.data)
-    info = replace(ClassInfo.of(spec), short_side=sides[0], long_side=sides[1])
-
-    model = create_segmenter(
-        config.model,
-        num_classes=spec.num_classes,
-        in_channels=spec.channels,
-        load_weights=start is None,
-    )
-    if start is not None:
-        ckpt.load_weights(model, start.path)
-    if model.backbone.loaded_weights is not None:
-        reporter.note(str(model.backbone.loaded_weights))
-    model.to(accelerator.device).train()
-    step = 0 if start is None else start.step
-    mode = _settle_mode(config, model, spec, root, accelerator, reporter)
-    config = replace(
-        config,
-        train=replace(config.train, precision=mode.precision, channels_last=mode.channels_last),
-    )
-    in_memory_order(model.backbone, mode)
-
-    optimizer = create_optimizer(model, config.optim)
-    if start is not None and step:
-        ckpt.restore_optimizer(optimizer, ckpt.training_tensors(start.path))
-    parallel = _parallel(model, accelerator, mode)
-    batches = training_batches(
-        spec,
-        root,
-        config.data,
-        batch_size=config.train.batch_size,
-        seed=config.train.seed,
-        steps=config.train.steps,
-        start_step=step,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
-    if accelerator.is_main_process:
-        with atomic_path(out / CONFIG_FILE) as aside:
-            aside.write_text(to_json(config) + "\n")
-    log = RunLog(out, resume_at=step) if accelerator.is_main_process else None
-
-    num_images = len(spec.pairs(root, config.data.train_split))
-    best = -math.inf if start is None or start.best_miou is None else start.best_miou
-    metrics: Metrics | None = None
-    seconds = log.seconds if log else 0.0
-
-    def save(name: str, miou: float | None) -> None:
-        if accelerator.is_main_process:
-            training = ckpt.optimizer_tensors(optimizer) if name == LAST else None
-            ckpt.save_checkpoint(
-                out / name,
-                model,
-                config,
-                info,
-                step=step,
-                miou=miou,
-                best_miou=best if math.isfinite(best) else None,
-                training=training,
-            )
-
-    miou = None if start is None else start.miou
-    whole = True  # False while the weights are between two steps.
+    run = _Run(config, out, resume, reporter or Silent())
     try:
-        reporter.start("training", config.train.steps, step)
-        tick = time.perf_counter()
-        for batch in batches:
+        if run.validation_is_due():  # Stopped before it, last time.
+            run.validate()
+        run.start_bar()
+        for batch in run.batches():
             with _interrupt_held():
-                set_lr(optimizer, step, config.train.steps, config.optim)
-                torch.manual_seed(_stream(config.train.seed, step, accelerator.process_index))
-                whole = False
-                losses = _step(parallel, optimizer, batch, config, spec, accelerator, mode, step)
-                step, miou, whole = step + 1, None, True
-                now = time.perf_counter()
-                elapsed, tick = now - tick, now
-                seconds += elapsed
-                rate = config.train.batch_size / elapsed
-                row = {
-                    "step": step,
-                    "epoch": round(step * config.train.batch_size / num_images, 3),
-                    "seconds": round(seconds, 3),
-                    "lr": optimizer.param_groups[0]["lr"],
-                    "loss": sum(losses.values()),
-                    "coarse_loss": losses.get("coarse"),
-                    "images_per_second": round(rate, 3),
-                }
-                if step % config.train.validation_interval == 0 or step == config.train.steps:
-                    metrics = _validate(model, config, spec, root, accelerator, mode, reporter)
-                    miou = metrics.miou
-                    row |= {"val_miou": miou, "val_pixel_accuracy": metrics.pixel_accuracy}
-                    if miou > best or not math.isfinite(best):
-                        best = miou
-                        save(BEST, miou)
-                    save(LAST, miou)
-                    reporter.start("training", config.train.steps, step - 1)
-                    tick = time.perf_counter()
-                if log is not None:
-                    log.write(row)
-                reporter.advance(1, loss=sum(losses.values()), mIoU=_shown(best), images_s=rate)
+                run.optimize(batch)
+            if run.validation_is_due():
+                run.validate()
+                run.start_bar()
     except KeyboardInterrupt:
-        if not whole:
-            raise Interrupted(
-                f"Stopped within step {step + 1} of {config.train.steps}, which cannot be saved; "
-                "checkpoints are from before it."
-            ) from None
-        save(LAST, miou)
-        raise Interrupted(
-            f"Stopped after step {step} of {config.train.steps}; all is saved. "
-            f"Go on with: ccsnet train --resume {out}"
-        ) from None
+        raise Interrupted(run.stop()) from None
     finally:
-        reporter.end()
-        if log is not None:
-            log.close()
+        run.close()
+    return run.finish()
 
-    if metrics is None:  # Resumed when all steps were done.
-        metrics = _validate(model, config, spec, root, accelerator, mode, reporter)
-    if accelerator.is_main_process:
-        with atomic_path(out / METRICS_FILE) as aside:
-            aside.write_text(
-                json.dumps({"step": step, "best_miou": best, **metrics.to_dict()}, indent=2) + "\n"
+
+class _Run:
+    """What the loop works on, from a run's first step, or the one it goes on from, to its last."""
+
+    def __init__(self, config: RunConfig, out: Path, resume: bool, reporter: Reporter) -> None:
+        _check_folder(out, resume)
+        self.out, self.reporter = out, reporter
+        # Accelerate knows devices and processes. Precision stays with torch: accelerate would fix
+        # it for all later runs of the program.
+        self.accelerator = Accelerator(cpu=config.train.cpu)
+        _check_shares(config, self.accelerator.num_processes)
+        torch.manual_seed(config.train.seed)
+
+        self.spec, self.root = open_dataset(config.data)
+        start = ckpt.read_checkpoint(out / LAST) if resume else None
+        if start is None:
+            check_data(self.spec, self.root, config, reporter)
+        else:
+            check_classes(start, self.spec)
+        config = with_statistics(config, self.spec, self.root)
+        sides = test_sides(self.spec, config.data)
+        self.info = replace(ClassInfo.of(self.spec), short_side=sides[0], long_side=sides[1])
+
+        self.model = create_segmenter(
+            config.model,
+            num_classes=self.spec.num_classes,
+            in_channels=self.spec.channels,
+            load_weights=start is None,
+        )
+        if self.model.backbone.loaded_weights is not None:
+            reporter.note(str(self.model.backbone.loaded_weights))
+        if start is not None:
+            ckpt.load_weights(self.model, start.path)
+        self.device = self.accelerator.device
+        self.model.to(self.device).train()
+        self.mode = settle_mode(config, self.model, self.spec, self.root, self.device, reporter)
+        settled = replace(
+            config.train, precision=self.mode.precision, channels_last=self.mode.channels_last
+        )
+        self.config = config = replace(config, train=settled)
+        in_memory_order(self.model.backbone, self.mode)
+
+        self.optimizer = create_optimizer(self.model, config.optim)
+        if start is not None and start.step:
+            ckpt.restore_optimizer(self.optimizer, ckpt.training_tensors(start.path))
+        self.network = self._in_parallel()
+
+        self.step = 0 if start is None else start.step
+        self.whole = True  # False while the weights are between two steps.
+        self.miou = None if start is None else start.miou  # Of the weights as they are.
+        self.best: float = -math.inf
+        if start is not None and start.best_miou is not None:
+            self.best = start.best_miou
+        self.metrics: Metrics | None = None
+        self.num_images = len(self.spec.pairs(self.root, config.data.train_split))
+        self.is_main = self.accelerator.is_main_process
+        if self.is_main:
+            _write_text(out / CONFIG_FILE, to_json(config))
+        self.log = RunLog(out, resume_at=self.step) if self.is_main else None
+        self.seconds = self.log.seconds if self.log else 0.0
+        self.tick = 0.0
+
+    def _in_parallel(self) -> nn.Module:
+        """The model as the loop calls it: in its precision, and copied to every process."""
+        network: nn.Module = _Autocast(self.model, self.mode, self.device)
+        if self.accelerator.num_processes > 1:
+            if self.device.type == "cuda":
+                network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            network = self.accelerator.prepare_model(network)
+        return network
+
+    def start_bar(self) -> None:
+        """Show how far training is."""
+        self.reporter.start("training", self.config.train.steps, self.step)
+        self.tick = time.perf_counter()
+
+    def batches(self) -> SafeLoader:
+        """This process's share of what is left."""
+        return training_batches(
+            self.spec,
+            self.root,
+            self.config.data,
+            batch_size=self.config.train.batch_size,
+            seed=self.config.train.seed,
+            steps=self.config.train.steps,
+            start_step=self.step,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+
+    def optimize(self, batch: Batch) -> None:
+        """One optimizer step.
+
+        Raises:
+            FloatingPointError: The loss is not a number.
+        """
+        train, optim = self.config.train, self.config.optim
+        set_lr(self.optimizer, self.step, train.steps, optim)
+        # Dropout is a function of the step, so that a resumed run draws what it would have drawn.
+        torch.manual_seed(_stream(train.seed, self.step, self.accelerator.process_index))
+        self.whole = False
+        losses: dict[str, float] = {}
+        images, labels = batch.image.chunk(train.accumulate), batch.label.chunk(train.accumulate)
+        # A pass counts by its valid pixels, so that passes add up to the whole batch's loss.
+        valid = [int((label != self.spec.ignore_index).sum()) for label in labels]
+        for image, label, pixels in zip(images, labels, valid, strict=True):
+            weight = pixels / max(sum(valid), 1)
+            terms = segmentation_loss(
+                self.network(in_memory_order(image.to(self.device), self.mode)),
+                label.to(self.device),
+                coarse_weight=train.coarse_weight,
+                ignore_index=self.spec.ignore_index,
             )
-    return TrainingResult(out, best, metrics, seconds)
+            for name, term in terms.items():
+                losses[name] = losses.get(name, 0.0) + weight * term.item()
+            if not math.isfinite(sum(losses.values())):
+                raise FloatingPointError(_not_a_number(self.step + 1, losses, batch.names))
+            self.accelerator.backward(weight * torch.stack(list(terms.values())).sum())
+        if optim.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.network.parameters(), optim.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step, self.miou, self.whole = self.step + 1, None, True
+        self._record(losses)
+
+    def _record(self, losses: dict[str, float]) -> None:
+        now = time.perf_counter()
+        elapsed, self.tick = now - self.tick, now
+        self.seconds += elapsed
+        rate = self.config.train.batch_size / elapsed
+        loss = sum(losses.values())
+        if self.log is not None:
+            self.log.step(
+                step=self.step,
+                epoch=round(self.step * self.config.train.batch_size / self.num_images, 3),
+                seconds=round(self.seconds, 3),
+                lr=self.optimizer.param_groups[0]["lr"],
+                loss=loss,
+                coarse_loss=losses.get("coarse", 0.0),
+                images_per_second=round(rate, 3),
+            )
+        best = self.best if math.isfinite(self.best) else None
+        self.reporter.advance(1, loss=loss, mIoU=best, images_s=rate)
+
+    def validation_is_due(self) -> bool:
+        """Whether these weights should be validated and have not been."""
+        train = self.config.train
+        at_interval = self.step % train.validation_interval == 0 or self.step == train.steps
+        return self.step > 0 and at_interval and self.miou is None
+
+    def validate(self) -> None:
+        """Measure the model, and keep it: as the last, and if it is the best as that."""
+        self.metrics = self._measure()
+        self.miou = self.metrics.miou
+        if self.log is not None:
+            self.log.validation(
+                step=self.step, miou=self.miou, pixel_accuracy=self.metrics.pixel_accuracy
+            )
+        if not self.miou <= self.best:  # Also when nothing could be counted: NaN.
+            self.best = self.miou
+            self.save(BEST)
+        self.save(LAST)
+
+    def _measure(self) -> Metrics:
+        samples = evaluation_samples(
+            self.spec,
+            self.root,
+            self.config.data,
+            self.config.data.val_split,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+        self.reporter.start("validating", len(samples))
+        shared = self.accelerator.num_processes > 1
+        return evaluate(
+            self.model,
+            samples,
+            self.spec.classes,
+            ignore_index=self.spec.ignore_index,
+            batch_size=self.config.train.validate_batch_size,
+            progress=self.reporter.advance,
+            reduce=self._sum if shared else None,
+        ).metrics
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        return self.accelerator.reduce(tensor, "sum")  # pyright: ignore[reportReturnType]
+
+    def save(self, name: str) -> None:
+        """Write a checkpoint; the last also holds what resuming needs."""
+        if self.is_main:
+            ckpt.save_checkpoint(
+                self.out / name,
+                self.model,
+                self.config,
+                self.info,
+                step=self.step,
+                miou=self.miou,
+                best_miou=self.best if math.isfinite(self.best) else None,
+                training=ckpt.optimizer_tensors(self.optimizer) if name == LAST else None,
+            )
+
+    def stop(self) -> str:
+        """Save after Ctrl-C; returns what to tell the user."""
+        steps = self.config.train.steps
+        if not self.whole:
+            return (
+                f"Stopped within step {self.step + 1} of {steps}, which cannot be saved; "
+                "checkpoints are from before it."
+            )
+        self.save(LAST)
+        return (
+            f"Stopped after step {self.step} of {steps}; all is saved. "
+            f"Go on with: ccsnet train --resume {self.out}"
+        )
+
+    def close(self) -> None:
+        """End the bar and the log."""
+        self.reporter.end()
+        if self.log is not None:
+            self.log.close()
+
+    def finish(self) -> TrainingResult:
+        """Write the figures of the finished run."""
+        metrics = self.metrics or self._measure()  # None: resumed when all was done.
+        self.reporter.end()
+        if self.is_main:
+            figures = {"step": self.step, "best_miou": self.best, **metrics.to_dict()}
+            _write_text(self.out / METRICS_FILE, json.dumps(figures, indent=2))
+        return TrainingResult(self.out, self.best, metrics, self.seconds)
+
+
+class _Autocast(nn.Module):
+    """A network in a precision; a module, so that it can be copied to every process."""
+
+    def __init__(self, model: nn.Module, mode: Mode, device: torch.device) -> None:
+        super().__init__()
+        self.model, self.mode, self.device = model, mode, device
+
+    def forward(self, image: Tensor) -> Output:
+        with autocast(self.mode, self.device):
+            return self.model(image)
 
 
 @contextlib.contextmanager
@@ -247,195 +358,44 @@ def _interrupt_held() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    config: RunConfig,
-    spec: DatasetSpec,
-    accelerator: Accelerator,
-    mode: Mode,
-    step: int,
-) -> Mapping[str, float]:
-    """One optimizer step; returns the mean of each loss term over the passes."""
-    passes = config.train.accumulate
-    totals: dict[str, float] = {}
-    for images, labels in zip(batch.image.chunk(passes), batch.label.chunk(passes), strict=True):
-        images = in_memory_order(images.to(accelerator.device, non_blocking=True), mode)
-        labels = labels.to(accelerator.device, non_blocking=True)
-        losses = segmentation_loss(
-            model(images),
-            labels,
-            coarse_weight=config.train.coarse_weight,
-            ignore_index=spec.ignore_index,
-        )
-        loss = torch.stack(list(losses.values())).sum() / passes
-        for name, value in losses.items():
-            totals[name] = totals.get(name, 0.0) + value.item() / passes
-        if not math.isfinite(sum(totals.values())):
-            optimizer.zero_grad(set_to_none=True)
-            raise FloatingPointError(
-                f"The loss of step {step + 1} is not a number ({totals}); the images were "
-                f"{', '.join(batch.names)}. Checkpoints are from before it. Lower --lr, set "
-                "--clip-norm 1, use --precision float32, or look at these images."
-            )
-        accelerator.backward(loss)
-    if config.optim.clip_norm is not None:
-        accelerator.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return totals
-
-
-def _validate(
-    model: Segmenter,
-    config: RunConfig,
-    spec: DatasetSpec,
-    root: Path,
-    accelerator: Accelerator,
-    mode: Mode,
-    reporter: Reporter,
-) -> Metrics:
-    samples = evaluation_samples(
-        spec,
-        root,
-        config.data,
-        config.data.val_split,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
-    reporter.start("validating", len(samples))
-    return evaluate(
-        model,
-        samples,
-        spec.classes,
-        ignore_index=spec.ignore_index,
-        batch_size=config.train.validate_batch_size,
-        progress=reporter.advance,
-        reduce=lambda t: accelerator.reduce(t, "sum") if accelerator.num_processes > 1 else t,
-    ).metrics
-
-
-def _start(out: Path, spec: DatasetSpec) -> ckpt.Checkpoint:
-    """The checkpoint to resume from, of the same classes."""
-    if not (out / LAST).is_file():
+def _check_folder(out: Path, resume: bool) -> None:
+    """Refuse to write over a run, or to go on with none."""
+    if resume and not (out / LAST).is_file():
         raise FileNotFoundError(
             f"No {out / LAST} to resume from. Start the run without --resume, with --out {out}."
         )
-    start = ckpt.read_checkpoint(out / LAST)
-    check_classes(start, spec)
-    return start
+    if not resume and any((out / name).exists() for name in (LAST, BEST, CONFIG_FILE)):
+        if (out / LAST).exists():
+            advice = f"Go on with it by --resume {out}, or choose another --out."
+        else:
+            advice = "It has no checkpoint to go on from: delete it, or choose another --out."
+        raise InputError(f"{out} already holds a run. {advice}")
 
 
-def check_classes(checkpoint: ckpt.Checkpoint, spec: DatasetSpec) -> None:
-    """Refuse a data set whose classes are not those that the checkpoint's model learnt.
-
-    Raises:
-        InputError: Names, number or order differ.
-    """
-    theirs, ours = checkpoint.info.classes, spec.classes
-    if tuple(theirs) == tuple(ours):
-        return
-    if len(theirs) != len(ours):
-        what = f"{len(theirs)} classes, the data set {spec.name!r} has {len(ours)}"
-    else:
-        i = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
-        what = f"{theirs[i]!r} as class {i}, the data set {spec.name!r} has {ours[i]!r}"
-    raise InputError(
-        f"The classes do not match: {checkpoint.path} has {what}. "
-        f"Use the data that the model learnt ({checkpoint.info.dataset!r}), or train a new model."
-    )
-
-
-def _check_data(spec: DatasetSpec, root: Path, config: RunConfig, reporter: Reporter) -> None:
-    """Find bad labels before the first step rather than hours into the run."""
-    for split in (config.data.train_split, config.data.val_split):
-        done = 0
-
-        def progress(now: int, total: int) -> None:
-            nonlocal done
-            if done == 0:
-                reporter.start(f"checking {split}", total)  # noqa: B023
-            reporter.advance(now - done)
-            done = now
-
-        check_labels(spec, root, split, limit=LABELS_CHECKED, progress=progress)
-    reporter.end()
-
-
-def _with_statistics(config: RunConfig, spec: DatasetSpec, root: Path) -> RunConfig:
-    """Measured channel statistics where nobody gave them and ImageNet's do not fit."""
-    if spec.channels == 3 or (config.model.mean and config.model.std):
-        return config
-    mean, std = channel_statistics(spec, root, config.data.train_split)
-    return replace(config, model=replace(config.model, mean=mean, std=std))
-
-
-def _settle_mode(
-    config: RunConfig,
-    model: Segmenter,
-    spec: DatasetSpec,
-    root: Path,
-    accelerator: Accelerator,
-    reporter: Reporter,
-) -> Mode:
-    """The run's precision and memory order; `auto` is tried on the first batch."""
-    precision, order = config.train.precision, config.train.channels_last
-    if precision != "auto":
-        return Mode(precision, True if order is None else order)
-    first = training_batches(
-        spec,
-        root,
-        replace(config.data, workers=0),
-        batch_size=config.train.batch_size,
-        seed=config.train.seed,
-        steps=1,
-    )
-    batch: Batch = next(iter(first))
-    labels = batch.label[:2].to(accelerator.device)
-
-    def loss(network: nn.Module, image: Tensor) -> Tensor:
-        terms = segmentation_loss(
-            network(image), labels[: len(image)], ignore_index=spec.ignore_index
+def _check_shares(config: RunConfig, processes: int) -> None:
+    """Refuse a batch that does not divide among processes and passes."""
+    share = config.train.accumulate * processes
+    if config.train.batch_size % share:
+        raise InputError(
+            f"batch_size is {config.train.batch_size} images for each optimizer step and does not "
+            f"divide among {processes} processes x {config.train.accumulate} passes. "
+            f"Use a multiple of {share}."
         )
-        return torch.stack(list(terms.values())).sum()
 
-    mode, seconds = choose_mode(
-        model, batch.image.to(accelerator.device), loss, precision=precision, channels_last=order
+
+def _not_a_number(step: int, losses: dict[str, float], names: list[str]) -> str:
+    return (
+        f"The loss of step {step} is not a number ({losses}); the images were "
+        f"{', '.join(names)}. Checkpoints are from before it. Lower --lr, set --clip-norm 1, "
+        "use --precision float32, or look at these images."
     )
-    trials = ", ".join(
-        f"{m.precision}{' channels-last' if m.channels_last else ''} {1e3 * s:.0f} ms"
-        for m, s in seconds.items()
-    )
-    chosen = f"{mode.precision}{', channels-last' if mode.channels_last else ''}"
-    reporter.note(f"Precision {chosen}" + (f" (tried: {trials})" if trials else ""))
-    return mode
-
-
-def _parallel(model: Segmenter, accelerator: Accelerator, mode: Mode) -> nn.Module:
-    """The model as the loop calls it: in its precision, and copied to every process."""
-    network: nn.Module = _Autocast(model, mode, accelerator.device)
-    if accelerator.num_processes > 1:
-        if accelerator.device.type == "cuda":
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        network = accelerator.prepare_model(network)
-    return network
-
-
-class _Autocast(nn.Module):
-    def __init__(self, model: nn.Module, mode: Mode, device: torch.device) -> None:
-        super().__init__()
-        self.model, self.mode, self.device = model, mode, device
-
-    def forward(self, image: Tensor) -> Output:
-        with autocast(self.mode, self.device):
-            return self.model(image)
 
 
 def _stream(seed: int, step: int, process: int) -> int:
-    """Where a step's dropout is drawn from: a function of the step, so that resuming is exact."""
+    """A seed for one step of one process."""
     return int(np.random.SeedSequence((seed, step, process)).generate_state(1, np.uint64)[0])
 
 
-def _shown(best: float) -> float | None:
-    return best if math.isfinite(best) else None
+def _write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as aside:
+        aside.write_text(text + "\n")

@@ -13,8 +13,9 @@ from ccsnet import checkpoint as ckpt
 from ccsnet.checkpoint import BEST, LAST, ClassInfo, find_checkpoint, load_model, read_checkpoint
 from ccsnet.errors import InputError
 from ccsnet.optim import create_optimizer
+from ccsnet.preflight import check_classes
 from ccsnet.segmenter import create_segmenter
-from ccsnet.train import check_classes, train
+from ccsnet.train import train
 from tests.shapes import CLASSES, COLOURS, make_shapes, tiny_config, tiny_model
 
 INFO = ClassInfo(dataset="shapes", classes=CLASSES, colours=COLOURS, short_side=64, long_side=96)
@@ -158,7 +159,7 @@ def test_class_lists_must_agree(saved, shapes):
     found = read_checkpoint(saved[0])
     check_classes(found, spec)
     other = dataclasses.replace(spec, classes=("ground", "ring", "box"))
-    with pytest.raises(InputError, match="'disc' as class 1, the data set .* has 'ring'"):
+    with pytest.raises(InputError, match=r"'disc' as class 1, the data set .* has 'ring'"):
         check_classes(found, other)
     more = dataclasses.replace(
         found,
@@ -178,7 +179,7 @@ def test_finding_checkpoints(saved, tmp_path):
     assert find_checkpoint(path.parent, LAST) == path
     with pytest.raises(FileNotFoundError, match=r"holds no checkpoint .*best\.safetensors"):
         find_checkpoint(tmp_path)
-    with pytest.raises(FileNotFoundError, match="No run or checkpoint .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"No run or checkpoint .*nowhere"):
         find_checkpoint(tmp_path / "nowhere")
 
 

@@ -121,7 +121,7 @@ def test_unknown_setting():
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"data": 3}', "{}", '{"data": {"dataset": []'])
 def test_text_that_is_no_configuration(text):
-    with pytest.raises(InputError, match="runs/x/config.json cannot be read"):
+    with pytest.raises(InputError, match=r"runs/x/config\.json cannot be read"):
         from_json(RunConfig, text, "runs/x/config.json")
 
 
@@ -139,7 +139,7 @@ def test_numbers_below_one(name):
 
 
 def test_batch_that_does_not_divide():
-    with pytest.raises(InputError, match="batch_size is 16 .* multiple of 3"):
+    with pytest.raises(InputError, match=r"batch_size is 16 .* multiple of 3"):
         TrainConfig(batch_size=16, accumulate=3)
 
 

@@ -37,7 +37,7 @@ def test_equals_the_definition(seed, num_classes, ignored):
 
 @pytest.mark.parametrize("size", [(10, 14), (13, 5), (3, 3), (1, 1)])
 def test_logits_are_resized_to_the_label(size):
-    logits, label = example(0, size=size)
+    _, label = example(0, size=size)
     small = torch.randn(2, 3, 4, 6)
     full = F.interpolate(small, size=size, mode="bilinear", align_corners=False)
     expected = naive(full.numpy(), label.numpy(), 255)

@@ -22,7 +22,11 @@ def test_found_by_name():
     [
         ("ccsnet.heads", "segfomer", "No head is called 'segfomer'. Perhaps you meant segformer"),
         ("ccsnet.datasets", "ade20", "No data set is called 'ade20'. Perhaps you meant ade20k"),
-        ("ccsnet.heads", "xyz", "Known: ccs, fcn, segformer. Your own is named `your_module:build`"),
+        (
+            "ccsnet.heads",
+            "xyz",
+            "Known: ccs, fcn, segformer. Your own is named `your_module:build`",
+        ),
         ("ccsnet.heads", "_base", "No head is called '_base'"),
         ("ccsnet.heads", "", "No head is called ''"),
     ],
@@ -37,11 +41,13 @@ def test_your_own_module(tmp_path, monkeypatch):
     (tmp_path / "my_broken.py").write_text("import not_installed_anywhere\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert callable(find_plugin("ccsnet.heads", "my_heads:build", "build"))
-    with pytest.raises(InputError, match="'my_heads' has no 'bild', which the head 'my_heads:bild'"):
+    with pytest.raises(
+        InputError, match="'my_heads' has no 'bild', which the head 'my_heads:bild'"
+    ):
         find_plugin("ccsnet.heads", "my_heads:bild", "build")
     with pytest.raises(InputError, match="needs the module 'not_installed_anywhere'"):
         find_plugin("ccsnet.heads", "my_broken:build", "build")
-    with pytest.raises(InputError, match="needs the module 'no_such_module'.*PYTHONPATH"):
+    with pytest.raises(InputError, match=r"needs the module 'no_such_module'.*PYTHONPATH"):
         find_plugin("ccsnet.datasets", "no_such_module:SPEC", "SPEC")
     with pytest.raises(InputError, match="':build'"):
         find_plugin("ccsnet.heads", ":build", "build")

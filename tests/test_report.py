@@ -61,12 +61,15 @@ def test_class_table_shows_absent_classes_as_a_dash_and_leaves_them_out(metrics)
 
 def test_plots_draw(tmp_path, metrics):
     rows = [{"step": float(s), "loss": 1 / s} for s in range(1, 200)]
-    rows[99]["val_miou"] = rows[198]["val_miou"] = 0.5
-    for figure in (report.training_curve(rows, 0.4), report.confusion_plot(metrics)):
+    validations = [{"step": 100.0, "miou": 0.4}, {"step": 199.0, "miou": 0.5}]
+    for figure in (
+        report.training_curve(rows, validations, 0.4),
+        report.confusion_plot(metrics),
+    ):
         made = report.plot(figure, "a plot", beside=tmp_path / "plot.png")
         assert made.source.startswith("data:image/png;base64,")
         assert cv2.imread(str(tmp_path / "plot.png")).std() > 0
-    report.plot(report.training_curve(rows[:1]), "a run of one step, not validated")
+    report.plot(report.training_curve(rows[:1], []), "a run of one step, not validated")
 
 
 def test_comparison_is_image_truth_prediction_errors():

@@ -205,9 +205,8 @@ def _pillow_header(path: Path, file: io.BufferedReader | io.BytesIO) -> Image.Im
 
 
 def _orientation(header: Image.Image) -> int:
-    # Reading an absent Exif block costs more than asking for it.
-    has_exif = "exif" in header.info or header.format == "PNG"
-    return header.getexif().get(_EXIF_ORIENTATION, 1) if has_exif else 1
+    # Asked for an Exif block that is not in the header, Pillow decodes the whole of a PNG.
+    return header.getexif().get(_EXIF_ORIENTATION, 1) if "exif" in header.info else 1
 
 
 def _upright_size(header: Image.Image) -> tuple[int, int]:

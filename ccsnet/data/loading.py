@@ -5,6 +5,7 @@ Letters: B images, C bands, H W a size as read, h w a size as made.
 
 import math
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -542,6 +543,8 @@ def _worker_settings(config: DataConfig, num_batches: int) -> dict[str, Any]:
 
 
 def _start_worker(_: int) -> None:
+    # Ctrl-C reaches every process of a terminal; the main one saves, then ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)  # Workers are the parallelism; threads in each would compete.
 
 

@@ -42,11 +42,13 @@ class HeadConfig:
             raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1).")
 
 
-def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int = 1) -> nn.Sequential:
-    """Convolution without bias, batch norm, ReLU; the map keeps its size."""
+def conv_and_norm(
+    in_channels: int, out_channels: int, kernel_size: int = 1
+) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    """Convolution without bias and its batch norm, for a ReLU to follow; the map keeps its size."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+    return conv, nn.BatchNorm2d(out_channels)
 
 
 def norm_as_affine(norm: nn.BatchNorm2d) -> tuple[Float[Tensor, "C"], Float[Tensor, "C"]]:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ccsnet.heads._base import conv_norm_relu, norm_as_affine, resize
+from ccsnet.heads._base import conv_and_norm, norm_as_affine, resize
 
 
 class Fusion(nn.Module):
@@ -23,7 +23,7 @@ class Fusion(nn.Module):
     def __init__(self, dim: int, num_maps: int) -> None:
         super().__init__()
         self.num_maps = num_maps
-        self.conv, self.norm, self.activation = conv_norm_relu(num_maps * dim, dim)
+        self.conv, self.norm = conv_and_norm(num_maps * dim, dim)
 
     def forward(self, maps: Iterable[Float[Tensor, "B D _ _"]]) -> Float[Tensor, "B D H W"]:
         """The fused map on the grid of the first of the maps.
@@ -46,4 +46,4 @@ class Fusion(nn.Module):
             while products and products[-1].shape == product.shape:
                 product = product + products.pop()
             fused += resize(product, size)
-        return self.activation(fused if bias is not None else self.norm(fused))
+        return F.relu_(fused if bias is not None else self.norm(fused))

@@ -18,7 +18,7 @@ from ccsnet.heads._base import (
     Output,
     channels_last,
     classifier,
-    conv_norm_relu,
+    conv_and_norm,
     norm_as_affine,
     resize,
 )
@@ -69,7 +69,7 @@ class ClassAttention(nn.Module):
     def __init__(self, in_channels: int, dim: int) -> None:
         super().__init__()
         self.query = nn.Conv2d(in_channels, dim, 1)
-        self.conv, self.norm, _ = conv_norm_relu(dim, dim)
+        self.conv, self.norm = conv_and_norm(dim, dim)
 
     def forward(
         self,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ccsnet.heads._base import HeadConfig, Output, classifier, conv_norm_relu
+from ccsnet.heads._base import HeadConfig, Output, classifier, conv_and_norm
 
 
 class FCN(nn.Sequential):
@@ -17,7 +17,7 @@ class FCN(nn.Sequential):
 
     def __init__(self, in_channels: int, dim: int, num_classes: int, dropout: float) -> None:
         super().__init__(
-            conv_norm_relu(in_channels, dim, kernel_size=3),
+            nn.Sequential(*conv_and_norm(in_channels, dim, kernel_size=3), nn.ReLU(inplace=True)),
             nn.Dropout2d(dropout),
             classifier(dim, num_classes),
         )
