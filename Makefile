@@ -54,8 +54,9 @@ types: .venv/installed-dev  ## Check the types
 
 check: lint types test  ## All that a change must pass
 
-bench: .venv/installed-dev  ## The head against the literal method
+bench: .venv/installed-dev  ## The head against the literal method, and what keeping memory does
 	.venv/bin/python -m benchmarks.head
+	.venv/bin/python -m benchmarks.memory
 
 clean:  ## Remove the environment; runs and data stay
 	rm -rf .venv build *.egg-info

@@ -203,6 +203,8 @@ def load_model(checkpoint: Checkpoint) -> Segmenter:
         load_weights=False,
     )
     load_weights(model, checkpoint.path)
+    if checkpoint.config.train.channels_last:  # What was fastest in training is so again.
+        model.backbone.to(memory_format=torch.channels_last)
     return model.eval()
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ccsnet import __version__
 from ccsnet.checkpoint import LAST, read_checkpoint
 from ccsnet.config import RunConfig
-from ccsnet.data.images import read_image, read_label, write_palette_png, write_png
+from ccsnet.data.images import read_image, read_label, write_bytes, write_palette_png
 from ccsnet.data.loading import evaluation_samples, open_dataset
 from ccsnet.datasets import earth
 from ccsnet.datasets._spec import DatasetSpec, Pair
@@ -48,6 +49,7 @@ from ccsnet.train import train
 WORLD = PredictConfig(window=512, overlap=0.25)
 BASELINE_PIXELS = 400_000
 TILES_SHOWN = 4
+POSTER_WIDTH = 1400
 PLACE_SIDE = 256  # Pixels around a place; 17 degrees.
 
 
@@ -173,8 +175,7 @@ def _write(
     started: float,
 ) -> Path:
     write_palette_png(out / "world.png", world.label, spec.colours)
-    write_png(out / "world_overlay.png", world.overlay(0.45))
-    write_png(out / "legend.png", legend(spec.classes, spec.colours, columns=4))
+    write_bytes(out / "earth.jpg", _poster(world, spec))
     metrics = measured.metrics
     gain = 100 * (metrics.miou - baseline.miou)
     ours, colour_alone = per_cent(metrics.miou), per_cent(baseline.miou)
@@ -202,6 +203,19 @@ def _write(
         sections=sections,
     )
     return report
+
+
+def _poster(world: Prediction, spec: DatasetSpec) -> bytes:
+    """The picture, the map and the legend, one above the other, as a JPEG."""
+    size = (POSTER_WIDTH, POSTER_WIDTH // 2)
+    painted = colourise(world.label, spec.colours)
+    parts = [cv2.resize(p, size, interpolation=cv2.INTER_AREA) for p in (world.image, painted)]
+    names = legend(spec.classes, spec.colours, row_height=30, columns=4)
+    strip = np.full((names.shape[0], POSTER_WIDTH, 3), 255, np.uint8)
+    left = (POSTER_WIDTH - names.shape[1]) // 2
+    strip[:, left : left + names.shape[1]] = names
+    poster = cv2.cvtColor(np.concatenate([*parts, strip]), cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", poster, (cv2.IMWRITE_JPEG_QUALITY, 88))[1].tobytes()
 
 
 def _world_section(world: Prediction, spec: DatasetSpec) -> Section:

@@ -94,12 +94,12 @@ def create_segmenter(
             f"mean has {len(mean)} values and std {len(std)}; the images have {in_channels} "
             "channels. Give one value for each."
         )
+    build = find_plugin("ccsnet.heads", config.head, "build")  # Before weights are fetched.
     backbone = create_backbone(
         config.backbone,
         weights=config.backbone_weights if load_weights else "none",
         in_channels=in_channels,
         drop_path=config.drop_path,
     )
-    build = find_plugin("ccsnet.heads", config.head, "build")
     head = build(backbone.channels, num_classes, config.head_config)
     return Segmenter(backbone, head, mean, std)

@@ -30,7 +30,9 @@ def read_spec(path: Path) -> tuple[DatasetSpec, Path]:
     """
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
-        what = f"The folder {path} has no {FILE_NAME}" if path.is_dir() else f"No file {path}"
+        what = f"The folder {path} has no {FILE_NAME}" if path.is_dir() else f"No {path}"
+        if not path.is_absolute():
+            what += f" in {Path.cwd()}"
         raise FileNotFoundError(
             f"{what}. A data set of your own is a folder with a {FILE_NAME} that names its classes "
             "and its files:\n  classes: [road, car]\n  images: images/{split}/*.jpg\n"
