@@ -49,7 +49,7 @@ def earth() -> RunConfig:
         data=DataConfig(dataset="earth"),
         model=lite0(top_k=3),
         optim=OptimConfig(lr=3e-4, head_lr_multiplier=3.0),
-        train=TrainConfig(steps=400, batch_size=8, precision="float32", channels_last=True),
+        train=TrainConfig(steps=600, batch_size=8, precision="float32", channels_last=True),
     )
 
 
