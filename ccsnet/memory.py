@@ -1,8 +1,8 @@
 """Keep freed memory in the process instead of handing it back to the system.
 
 torch has no memory pool for processors: every large map is asked of the system when it is made and
-handed back when it is dropped, and the system clears each page again. On two cores that took a
-third of a training step (docs/speed.md). Programs may keep what they free; it is then as large as
+handed back when it is dropped, and the system clears each page again. On two cores that took over
+a quarter of a training step (docs/speed.md). Programs may keep what they free; it is then as large as
 at its peak until it ends.
 """
 

@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -9,6 +10,9 @@ import torch
 if TYPE_CHECKING:
     from ccsnet.config import RunConfig
     from ccsnet.train import TrainingResult
+
+# A shell that starts the tests in the background tells them to ignore Ctrl-C; some press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The maps of the tests are small: two threads that share a processor with other work wait for each
 # other and are many times slower than one.

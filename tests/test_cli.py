@@ -195,7 +195,7 @@ def test_unknown_command(refused):
 
 def test_missing_folder(refused, data, tmp_path):
     message = refused("train", tmp_path / "nowhere", *OPTIONS)
-    assert f"No file {tmp_path / 'nowhere'}" in message
+    assert f"No {tmp_path / 'nowhere'}" in message
     assert "dataset.yaml" in message
     empty = tmp_path / "empty"
     empty.mkdir()
