@@ -336,8 +336,8 @@ def _result_section(metrics: Metrics, baseline: Metrics, out: Path) -> Section:
             f"mIoU {per_cent(metrics.miou)} %, "
             f"pixel accuracy {per_cent(metrics.pixel_accuracy)} %. The last column is the "
             "colour-only baseline: a quadratic classifier of single pixels, taught and measured "
-            "on the same tiles. The difference is what the network adds. The checkpoint is the best "
-            "of the run's validations, which are on these tiles too.",
+            "on the same tiles. The difference is what the network adds. The checkpoint is the "
+            "best of the run's validations, which are on these tiles too.",
         ],
         [
             class_table(metrics, baseline, "colour alone"),

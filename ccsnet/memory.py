@@ -2,8 +2,8 @@
 
 torch has no memory pool for processors: every large map is asked of the system when it is made and
 handed back when it is dropped, and the system clears each page again. On two cores that took over
-a quarter of a training step (docs/speed.md). Programs may keep what they free; it is then as large as
-at its peak until it ends.
+a quarter of a training step (docs/speed.md). A program may keep what it frees; it is then as large
+as at its peak until it ends.
 """
 
 import ctypes
