@@ -14,6 +14,7 @@ import torch
 
 from ccsnet.loss import segmentation_loss
 from ccsnet.memory import keep_freed_memory
+from ccsnet.precision import Mode, in_memory_order
 from ccsnet.recipes import lite0
 from ccsnet.segmenter import create_segmenter
 
@@ -24,10 +25,10 @@ def step_seconds() -> float:
     """Median time of a training step in this process."""
     torch.manual_seed(0)
     model = create_segmenter(lite0(), num_classes=11, load_weights=False)
-    model.train().backbone.to(memory_format=torch.channels_last)
+    order = Mode("float32", channels_last=True)
+    in_memory_order(model.train().backbone, order)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    image = torch.randint(0, 255, (8, 3, 320, 320), dtype=torch.uint8)
-    image = image.to(memory_format=torch.channels_last)
+    image = in_memory_order(torch.randint(0, 255, (8, 3, 320, 320), dtype=torch.uint8), order)
     label = torch.randint(0, 11, (8, 320, 320))
     times = []
     for _ in range(8):

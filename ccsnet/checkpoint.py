@@ -22,6 +22,7 @@ from ccsnet.config import RunConfig, from_json, to_json
 from ccsnet.datasets._spec import Colour, DatasetSpec
 from ccsnet.errors import InputError
 from ccsnet.files import atomic_path
+from ccsnet.precision import Mode, in_memory_order
 from ccsnet.segmenter import Segmenter, create_segmenter
 
 FORMAT = "ccsnet-1"
@@ -204,7 +205,7 @@ def load_model(checkpoint: Checkpoint) -> Segmenter:
     )
     load_weights(model, checkpoint.path)
     if checkpoint.config.train.channels_last:  # What was fastest in training is so again.
-        model.backbone.to(memory_format=torch.channels_last)
+        in_memory_order(model.backbone, Mode("float32", channels_last=True))
     return model.eval()
 
 
