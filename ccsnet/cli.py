@@ -106,6 +106,8 @@ def train(arguments: list[str]) -> int:
     DATASET is a built-in name, or your folder with a dataset.yaml. `--recipe` names the settings
     to start from (`ccsnet list recipes`); every option below overrides one of them.
     """
+    from accelerate import PartialState
+
     from ccsnet.checkpoint import LAST, read_checkpoint
     from ccsnet.config import RunConfig
     from ccsnet.recipes import recipe
@@ -150,6 +152,8 @@ def train(arguments: list[str]) -> int:
     except Interrupted as stopped:
         console.print(str(stopped), highlight=False, markup=False)
         return 130
+    if not PartialState().is_main_process:
+        return 0
     _print_metrics(console, result.metrics)
     console.print(
         f"Best validation mIoU {percent(result.best_miou)}. "

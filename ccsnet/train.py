@@ -98,11 +98,14 @@ class _Run:
     """What the loop works on, from a run's first step, or the one it goes on from, to its last."""
 
     def __init__(self, config: RunConfig, out: Path, resume: bool, reporter: Reporter) -> None:
-        _check_folder(out, resume)
-        self.out, self.reporter = out, reporter
         # Accelerate knows devices and processes. Precision stays with torch: accelerate would fix
         # it for all later runs of the program.
         self.accelerator = Accelerator(cpu=config.train.cpu)
+        self.is_main = self.accelerator.is_main_process
+        _check_folder(out, resume)
+        self.accelerator.wait_for_everyone()  # All have looked before one writes there.
+        reporter = reporter if self.is_main else Silent()
+        self.out, self.reporter = out, reporter
         _check_shares(config, self.accelerator.num_processes)
         torch.manual_seed(config.train.seed)
 
@@ -148,7 +151,6 @@ class _Run:
             self.best = start.best_miou
         self.metrics: Metrics | None = None
         self.num_images = len(self.spec.pairs(self.root, config.data.train_split))
-        self.is_main = self.accelerator.is_main_process
         if self.is_main:
             _write_text(out / CONFIG_FILE, to_json(config))
         self.log = RunLog(out, resume_at=self.step) if self.is_main else None
