@@ -8,11 +8,16 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A name to write to; when the block ends well, the file is moved to `path` as a whole.
 
     Missing parent folders are made. When the block fails, or the disk is full, nothing is left
     and an older file at `path` is as it was.
+
+    Args:
+        path: The file to write.
+        durable: Wait until the disk has it, so that it outlives a power cut; not for what is
+            quickly made again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
@@ -20,8 +25,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     aside = Path(name)
     try:
         yield aside
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
         aside.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read.

@@ -33,8 +33,8 @@ class ConfusionMatrix:
 
 
 def _ratio(
-    numerator: Float64[np.ndarray, "N"], denominator: Float64[np.ndarray, "N"]
-) -> Float64[np.ndarray, "N"]:
+    numerator: Float64[np.ndarray, " N"], denominator: Float64[np.ndarray, " N"]
+) -> Float64[np.ndarray, " N"]:
     """Quotient, NaN where the denominator is 0."""
     return np.divide(
         numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0
@@ -54,19 +54,19 @@ class Metrics:
     images: int = field(default=0)
 
     @property
-    def iou(self) -> Float64[np.ndarray, "N"]:
+    def iou(self) -> Float64[np.ndarray, " N"]:
         """Intersection over union per class, over the pixels of the whole set."""
         hit, label, predicted = self._sums
         return _ratio(hit, label + predicted - hit)
 
     @property
-    def dice(self) -> Float64[np.ndarray, "N"]:
+    def dice(self) -> Float64[np.ndarray, " N"]:
         """Dice coefficient (F1 score) per class."""
         hit, label, predicted = self._sums
         return _ratio(2 * hit, label + predicted)
 
     @property
-    def accuracy(self) -> Float64[np.ndarray, "N"]:
+    def accuracy(self) -> Float64[np.ndarray, " N"]:
         """Share of each class's labelled pixels that were found; NaN where no label has it."""
         hit, label, _ = self._sums
         return _ratio(hit, label)
@@ -93,14 +93,14 @@ class Metrics:
         return float(np.trace(self.confusion) / total) if total else float("nan")
 
     @property
-    def _sums(self) -> tuple[Float64[np.ndarray, "N"], ...]:
+    def _sums(self) -> tuple[Float64[np.ndarray, " N"], ...]:
         confusion = self.confusion.astype(np.float64)
         return np.diag(confusion).copy(), confusion.sum(1), confusion.sum(0)
 
     def to_dict(self) -> Mapping[str, object]:
         """For JSON: absent classes are null."""
 
-        def per_class(values: Float64[np.ndarray, "N"]) -> dict[str, float | None]:
+        def per_class(values: Float64[np.ndarray, " N"]) -> dict[str, float | None]:
             return {
                 name: None if np.isnan(value) else round(float(value), 6)
                 for name, value in zip(self.classes, values, strict=True)
@@ -123,6 +123,6 @@ class Metrics:
         }
 
 
-def _mean(values: Float64[np.ndarray, "N"]) -> float:
+def _mean(values: Float64[np.ndarray, " N"]) -> float:
     present = values[~np.isnan(values)]
     return float(present.mean()) if present.size else float("nan")

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ccsnet.checkpoint import Checkpoint
 from ccsnet.config import RunConfig
-from ccsnet.data.loading import Batch, channel_statistics, check_labels, training_batches
+from ccsnet.data.check import channel_statistics, check_labels
+from ccsnet.data.loading import Batch, training_batches
 from ccsnet.datasets._spec import DatasetSpec
 from ccsnet.errors import InputError
 from ccsnet.loss import segmentation_loss

@@ -5,8 +5,6 @@ indices; a file that cannot be meant is refused with its name.
 """
 
 import io
-import os
-import secrets
 import struct
 import threading
 from collections.abc import Iterable
@@ -20,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ccsnet.datasets._spec import Colour, DatasetSpec
 from ccsnet.errors import InputError
+from ccsnet.files import atomic_path
 
 MAX_PIXELS = 500_000_000
 """Larger images are refused before they are decoded: 1.5 GB as RGB."""
@@ -139,13 +138,8 @@ def write_png(path: Path, rgb: UInt8[np.ndarray, "H W 3"]) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all, and make its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
+    with atomic_path(path, durable=False) as aside:
         aside.write_bytes(data)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _encode_png(pixels: np.ndarray) -> bytes:

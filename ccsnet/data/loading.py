@@ -3,11 +3,9 @@
 Letters: B images, C bands, H W a size as read, h w a size as made.
 """
 
-import math
 import os
 import signal
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +17,7 @@ from jaxtyping import Int32, Int64, UInt8, UInt16
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ccsnet.data.images import image_size, read_image, read_label
+from ccsnet.data.images import read_image, read_label
 from ccsnet.data.transforms import Augmentation, augment, resize_aligned
 from ccsnet.datasets._folder import read_spec
 from ccsnet.datasets._spec import DatasetSpec, Pair
@@ -200,11 +198,12 @@ def read_pair(pair: Pair, spec: DatasetSpec) -> tuple[np.ndarray, np.ndarray]:
     image = read_image(pair.image, spec.channels)
     label = read_label(pair.label, spec)
     if image.shape[:2] != label.shape:
-        raise InputError(_sizes_differ(pair, image.shape[:2], label.shape))
+        raise InputError(sizes_differ(pair, image.shape[:2], label.shape))
     return image, label
 
 
-def _sizes_differ(pair: Pair, image: tuple[int, ...], label: tuple[int, ...]) -> str:
+def sizes_differ(pair: Pair, image: tuple[int, ...], label: tuple[int, ...]) -> str:
+    """What to tell of an image and a label of two sizes."""
     return (
         f"The image {pair.image} has {image[0]} x {image[1]} pixels, but its label {pair.label} "
         f"has {label[0]} x {label[1]} (height x width). Every pixel needs its own label: make them "
@@ -212,7 +211,7 @@ def _sizes_differ(pair: Pair, image: tuple[int, ...], label: tuple[int, ...]) ->
     )
 
 
-def sample_order(seed: int, epoch: int, num: int) -> Int64[np.ndarray, "num"]:
+def sample_order(seed: int, epoch: int, num: int) -> Int64[np.ndarray, " num"]:
     """The order in which an epoch shows its samples."""
     # The spawn key keeps this stream apart from the samples' own, which (seed, epoch) alone would
     # not: numpy reads it like (seed, epoch, 0).
@@ -394,105 +393,6 @@ def batches_of_equal_size(samples: Iterable[Sample], batch_size: int) -> Iterato
     yield from waiting.values()
 
 
-def check_labels(
-    spec: DatasetSpec,
-    root: Path,
-    split: str,
-    limit: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Int64[np.ndarray, "num_classes"]:
-    """Find what is wrong with a split before training does, all of it at once.
-
-    Args:
-        spec: The data set.
-        root: Its folder.
-        split: One of its splits.
-        limit: Look at so many pairs, spread evenly. None: all.
-        progress: Called with the number of pairs done and their total.
-
-    Returns:
-        How many pixels of each class the labels that were looked at hold.
-
-    Raises:
-        FileNotFoundError: The data is not there.
-        InputError: Labels are missing, unreadable, of another size than their image or hold values
-            that the data set does not name, or hold no class at all.
-    """
-    pairs = spec.pairs(root, split, require_labels=False)
-    published = spec.split(split).count
-    if published not in (None, len(pairs)):
-        warnings.warn(
-            f"The split {split!r} of {spec.name!r} has {published} images as published, but {root} "
-            f"holds {len(pairs)}. Is the data complete?",
-            stacklevel=2,
-        )
-    problems = [
-        f"{pair.image} has no label; looked for {root / spec.split(split).labels}."
-        for pair in pairs
-        if pair.label is None
-    ]
-    chosen = _spread([pair for pair in pairs if pair.label is not None], limit)
-    counts = np.zeros(spec.num_classes, np.int64)
-    for done, pair in enumerate(chosen, start=1):
-        try:
-            counts += _checked_counts(pair, spec)
-        except (InputError, OSError) as error:
-            problems.append(str(error))
-        if progress is not None:
-            progress(done, len(chosen))
-    if not problems and not counts.any():
-        problems.append(
-            f"No pixel of the {len(chosen)} labels has a class: all are unlabelled. Check "
-            "`raw_values` and `ignore_raw`."
-        )
-    if problems:
-        shown = "\n".join(f"- {problem}" for problem in problems[:10])
-        more = f"\nand {len(problems) - 10} more." if len(problems) > 10 else ""
-        raise InputError(
-            f"The split {split!r} of {spec.name!r} in {root} has {len(problems)} "
-            f"problem{'s' if len(problems) > 1 else ''}:\n{shown}{more}"
-        )
-    return counts
-
-
-def _checked_counts(pair: Pair, spec: DatasetSpec) -> Int64[np.ndarray, "num_classes"]:
-    assert pair.label is not None, "the caller leaves out pairs without label"
-    size = image_size(pair.image)
-    label = read_label(pair.label, spec)
-    if label.shape != size:
-        raise InputError(_sizes_differ(pair, size, label.shape))
-    return np.bincount(label.ravel(), minlength=spec.num_classes)[: spec.num_classes]
-
-
-def channel_statistics(
-    spec: DatasetSpec, root: Path, split: str, limit: int = 200
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each band, in the files' own units.
-
-    Args:
-        spec: The data set.
-        root: Its folder.
-        split: One of its splits.
-        limit: Read so many images, spread evenly.
-
-    Raises:
-        FileNotFoundError: The data is not there.
-        InputError: An image cannot be used.
-    """
-    total, squares, num = np.zeros(spec.channels), np.zeros(spec.channels), 0
-    for pair in _spread(spec.pairs(root, split, require_labels=False), limit):
-        values = read_image(pair.image, spec.channels).reshape(-1, spec.channels)
-        values = values.astype(np.float64)
-        total += values.sum(axis=0)
-        squares += (values**2).sum(axis=0)
-        num += len(values)
-    mean = total / num
-    deviation = np.sqrt(np.maximum(squares / num - mean**2, 0))
-    # A band that never changes would be divided by nothing.
-    deviation[deviation == 0] = 1
-    return tuple(mean.tolist()), tuple(deviation.tolist())
-
-
 def image_tensor(
     image: UInt8[np.ndarray, "H W C"] | UInt16[np.ndarray, "H W C"],
 ) -> UInt8[Tensor, "C H W"] | Int32[Tensor, "C H W"]:
@@ -546,10 +446,3 @@ def _start_worker(_: int) -> None:
     # Ctrl-C reaches every process of a terminal; the main one saves, then ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)  # Workers are the parallelism; threads in each would compete.
-
-
-def _spread(pairs: list[Pair], limit: int | None) -> list[Pair]:
-    """So many pairs, evenly spread over all."""
-    if limit is None or len(pairs) <= limit:
-        return pairs
-    return [pairs[math.floor(i * len(pairs) / limit)] for i in range(limit)]

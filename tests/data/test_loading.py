@@ -5,12 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from ccsnet.data.check import channel_statistics, check_labels
 from ccsnet.data.loading import (
     DataConfig,
     augmentation,
     batches_of_equal_size,
-    channel_statistics,
-    check_labels,
     evaluation_samples,
     open_dataset,
     sample_order,

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ccsnet.data.check import check_labels
 from ccsnet.data.images import read_label
-from ccsnet.data.loading import DataConfig, check_labels, evaluation_samples, training_batches
+from ccsnet.data.loading import DataConfig, evaluation_samples, training_batches
 from ccsnet.datasets._spec import DatasetSpec
 from ccsnet.plugins import find_plugin, plugin_names
 

@@ -3,7 +3,7 @@ import importlib.metadata
 import numpy as np
 import pytest
 
-from ccsnet.data.loading import check_labels
+from ccsnet.data.check import check_labels
 from ccsnet.datasets import earth
 from ccsnet.errors import InputError
 
