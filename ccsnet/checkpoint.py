@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ccsnet.config import RunConfig, from_json, to_json
-from ccsnet.datasets._spec import Colour, DatasetSpec
+from ccsnet.datasets._spec import Colour, DatasetSpec, ignore_index_of
 from ccsnet.errors import InputError
 from ccsnet.files import atomic_path
 from ccsnet.precision import Mode, in_memory_order
@@ -56,7 +56,7 @@ class ClassInfo:
     @property
     def ignore_index(self) -> int:
         """The label of pixels without a class."""
-        return 255 if len(self.classes) <= 255 else 65535
+        return ignore_index_of(len(self.classes))
 
 
 @dataclass(frozen=True, kw_only=True)

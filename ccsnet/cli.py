@@ -110,8 +110,9 @@ def train(arguments: list[str]) -> int:
 
     from ccsnet.checkpoint import LAST, read_checkpoint
     from ccsnet.config import RunConfig
+    from ccsnet.metrics import percent
     from ccsnet.recipes import recipe
-    from ccsnet.terminal import TerminalReporter, percent
+    from ccsnet.terminal import TerminalReporter
     from ccsnet.train import Interrupted
     from ccsnet.train import train as start_training
 
@@ -261,8 +262,9 @@ def predict(arguments: list[str]) -> int:
 
     IMAGES are files, folders, or patterns such as 'photos/*.jpg'.
     """
+    from ccsnet.metrics import percent
     from ccsnet.predict import PredictConfig, find_images, load, predict_files
-    from ccsnet.terminal import TerminalReporter, percent, table
+    from ccsnet.terminal import TerminalReporter, table
 
     run_name, arguments = _positional(arguments, "predict", PredictArguments, predict.__doc__)
     cut = next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))
@@ -392,7 +394,8 @@ def _summary(item: object) -> str:
 
 
 def _print_metrics(console: "Console", metrics: "Metrics") -> None:
-    from ccsnet.terminal import percent, table
+    from ccsnet.metrics import percent
+    from ccsnet.terminal import table
 
     columns = {"class": "left", "IoU %": "right", "Dice %": "right", "accuracy %": "right"}
     rows = [

@@ -24,7 +24,7 @@ from ccsnet.draw import colourise, legend, overlay
 from ccsnet.errors import InputError
 from ccsnet.evaluate import Evaluation, evaluate
 from ccsnet.heads.ccs import CCSHead, relevant_classes
-from ccsnet.metrics import ConfusionMatrix, Metrics
+from ccsnet.metrics import ConfusionMatrix, Metrics, percent
 from ccsnet.predict import PredictConfig, Prediction, Predictor, load
 from ccsnet.progress import Reporter, Silent
 from ccsnet.recipes import recipe
@@ -36,7 +36,6 @@ from ccsnet.report import (
     comparison,
     confusion_plot,
     mark,
-    per_cent,
     picture,
     plot,
     side_by_side,
@@ -74,7 +73,7 @@ def run_demo(out: Path, *, steps: int | None = None, reporter: Reporter | None =
         config = replace(config, train=replace(config.train, steps=steps))
     spec, root = open_dataset(config.data)
     baseline = colour_baseline(spec, root, reporter)
-    reporter.note(f"Colour alone: mIoU {per_cent(baseline.miou)} %")
+    reporter.note(f"Colour alone: mIoU {percent(baseline.miou)} %")
 
     _train(config, out, reporter)
     predictor = load(out)
@@ -83,7 +82,7 @@ def run_demo(out: Path, *, steps: int | None = None, reporter: Reporter | None =
     measured = evaluate(
         predictor.model, samples, spec.classes, per_image=True, progress=reporter.advance
     )
-    reporter.note(f"CCSNet: mIoU {per_cent(measured.metrics.miou)} %")
+    reporter.note(f"CCSNet: mIoU {percent(measured.metrics.miou)} %")
 
     world = _label_world(predictor, reporter)
     reporter.start("writing the report", 1)
@@ -178,7 +177,7 @@ def _write(
     write_bytes(out / "earth.jpg", _poster(world, spec))
     metrics = measured.metrics
     gain = 100 * (metrics.miou - baseline.miou)
-    ours, colour_alone = per_cent(metrics.miou), per_cent(baseline.miou)
+    ours, colour_alone = percent(metrics.miou), percent(baseline.miou)
     sections = [
         _world_section(world, spec),
         _data_section(spec, root),
@@ -231,7 +230,7 @@ def _world_section(world: Prediction, spec: DatasetSpec) -> Section:
             picture(world.image, "The picture: NASA's Blue Marble", max_width=1000),
             Table(
                 ["class", "share of the map's pixels %"],
-                [[name, per_cent(share)] for name, share in world.area.items()],
+                [[name, percent(share)] for name, share in world.area.items()],
             ),
         ],
     )
@@ -250,7 +249,7 @@ def _data_section(spec: DatasetSpec, root: Path) -> Section:
             row, column = int(pair.name[1:3]) * earth.BLOCK, int(pair.name[4:6]) * earth.BLOCK
             tile = (slice(row, row + earth.BLOCK), slice(column, column + earth.BLOCK))
             image[tile] = image[tile] + np.array(tint, np.uint8) // 4
-        rows.append([split, str(len(pairs)), *(per_cent(c / counts.sum()) for c in counts)])
+        rows.append([split, str(len(pairs)), *(percent(c / counts.sum()) for c in counts)])
     return Section(
         "The data",
         [
@@ -333,8 +332,8 @@ def _result_section(metrics: Metrics, baseline: Metrics, out: Path) -> Section:
     return Section(
         "What it reached",
         [
-            f"mIoU {per_cent(metrics.miou)} %, "
-            f"pixel accuracy {per_cent(metrics.pixel_accuracy)} %. The last column is the "
+            f"mIoU {percent(metrics.miou)} %, "
+            f"pixel accuracy {percent(metrics.pixel_accuracy)} %. The last column is the "
             "colour-only baseline: a quadratic classifier of single pixels, taught and measured "
             "on the same tiles. The difference is what the network adds. The checkpoint is the "
             "best of the run's validations, which are on these tiles too.",
@@ -365,7 +364,7 @@ def _tiles_section(
         blocks.append(
             picture(
                 comparison(image, label, prediction, spec.colours, spec.ignore_index),
-                f"{kind}: {_degrees(name)}, mIoU {per_cent(miou)} %. "
+                f"{kind}: {_degrees(name)}, mIoU {percent(miou)} %. "
                 "Picture, truth, prediction, errors in red",
                 beside=out / f"tile_{kind}_{name}.png",
                 legend=(kind, name) == ("best", chosen[0][1][0]),
@@ -438,7 +437,7 @@ def _places_section(
             Table(
                 ["relevant class", "coarse prediction %", "final prediction %"],
                 [
-                    [spec.classes[i], per_cent(float(coarse[i])), per_cent(float(final[i]))]
+                    [spec.classes[i], percent(float(coarse[i])), percent(float(final[i]))]
                     for i in order
                 ],
             ),

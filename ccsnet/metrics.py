@@ -1,5 +1,6 @@
 """One definition of every metric, from one streaming confusion matrix."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -126,3 +127,8 @@ class Metrics:
 def _mean(values: Float64[np.ndarray, " N"]) -> float:
     present = values[~np.isnan(values)]
     return float(present.mean()) if present.size else float("nan")
+
+
+def percent(value: float | None) -> str:
+    """A fraction as per cent with one decimal; what does not exist or was not measured is "-"."""
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"

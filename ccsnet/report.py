@@ -3,7 +3,6 @@
 import base64
 import importlib.resources
 import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from ccsnet.data.images import write_png
 from ccsnet.datasets._spec import Colour
 from ccsnet.draw import colourise, error_map
 from ccsnet.files import atomic_path
-from ccsnet.metrics import Metrics
+from ccsnet.metrics import Metrics, percent
 
 GAP = 6  # White pixels between pictures that stand side by side.
 
@@ -189,7 +188,7 @@ def class_table(
     head = ["class", "share of pixels %", "IoU %", "Dice %", "accuracy %"]
     total = max(int(metrics.confusion.sum()), 1)
     rows = [
-        [name, per_cent(pixels / total), per_cent(iou), per_cent(dice), per_cent(accuracy)]
+        [name, percent(pixels / total), percent(iou), percent(dice), percent(accuracy)]
         for name, pixels, iou, dice, accuracy in zip(
             metrics.classes,
             metrics.confusion.sum(1),
@@ -203,21 +202,16 @@ def class_table(
         [
             "mean",
             "",
-            per_cent(metrics.miou),
-            per_cent(metrics.mean_dice),
-            per_cent(metrics.mean_accuracy),
+            percent(metrics.miou),
+            percent(metrics.mean_dice),
+            percent(metrics.mean_accuracy),
         ]
     )
     if baseline is not None:
         head.append(f"IoU % of {baseline_name}")
         for row, iou in zip(rows, [*baseline.iou, baseline.miou], strict=True):
-            row.append(per_cent(float(iou)))
+            row.append(percent(float(iou)))
     return Table(head, rows, total=True)
-
-
-def per_cent(value: float) -> str:
-    """A fraction as per cent with one decimal; "-" for what does not exist."""
-    return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def comparison(

@@ -72,11 +72,6 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}" if value >= 1 else f"{value:.3f}"
 
 
-def percent(value: float | None) -> str:
-    """A fraction as per cent; what was not measured, or does not exist, is "-"."""
-    return "-" if value is None or value != value else f"{100 * value:.1f}"
-
-
 def table(title: str, columns: dict[str, str], rows: list[list[str]]) -> Table:
     """A table; `columns` maps headings to "left" or "right"."""
     made = Table(title=title, title_justify="left")

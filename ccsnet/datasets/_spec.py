@@ -41,6 +41,11 @@ class Lookup(NamedTuple):
     """False for the raw values that a label file must not hold."""
 
 
+def ignore_index_of(num_classes: int) -> int:
+    """The label of unlabelled pixels: the largest value of the smallest type that holds it too."""
+    return 255 if num_classes <= 255 else 65535
+
+
 @dataclass(frozen=True, kw_only=True)
 class Split:
     """Where the files of one split lie."""
@@ -179,7 +184,7 @@ class DatasetSpec:
     @property
     def ignore_index(self) -> int:
         """The label of unlabelled pixels: the largest value of the label's type."""
-        return 255 if self.num_classes <= 255 else 65535
+        return ignore_index_of(self.num_classes)
 
     @property
     def label_dtype(self) -> np.dtype:

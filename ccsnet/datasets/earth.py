@@ -57,7 +57,6 @@ CLASSES = {
     "snow and ice": ((15,), (240, 246, 250)),
     "barren": ((16,), (222, 200, 164)),
 }
-UNLABELLED_IGBP = (11, 13)
 
 
 class Place(NamedTuple):
