@@ -36,6 +36,10 @@ class TrainConfig:
     """auto: what a short trial on this machine finds fastest."""
     channels_last: bool | None = None
     """Memory order of the backbone; none: the trial decides with precision auto, else yes."""
+    grad_checkpointing: bool = False
+    """Less memory for more time: the backbone's blocks are computed again going backward."""
+    compile: bool = False
+    """Compile the network (torch.compile): a minute or two first, then faster steps on a GPU."""
     coarse_weight: float = 0.4
     """Of the coarse prediction's loss; the final prediction's is 1."""
     cpu: bool = False

@@ -1,9 +1,14 @@
 """Parameter groups, optimizer and learning-rate schedule."""
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
+from torch import nn
 
+from ccsnet.backbones._base import Backbone
+from ccsnet.errors import InputError
 from ccsnet.segmenter import Segmenter
 
 WARMUP_START = 1e-6  # Of the learning rate. Source: the authors' release.
@@ -11,11 +16,14 @@ WARMUP_START = 1e-6  # Of the learning rate. Source: the authors' release.
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with a polynomial schedule.
+    """AdamW or SGD with a polynomial schedule.
 
-    Source: the authors' release, which follows SegFormer (Xie et al. 2021, section 4.1).
+    Source of the defaults: the authors' release, which follows SegFormer (Xie et al. 2021, section
+    4.1).
     """
 
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """adamw | sgd (with momentum)."""
     lr: float = 6e-5
     """Peak learning rate of the backbone."""
     head_lr_multiplier: float = 10.0
@@ -23,50 +31,125 @@ class OptimConfig:
     weight_decay: float = 0.01
     """Not applied to norms, biases and position embeddings."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of AdamW's moments."""
+    """adamw: decay rates of its moments."""
+    momentum: float = 0.9
+    """sgd: share of the last step that is kept."""
+    layer_decay: float = 1.0
+    """Each layer of the backbone learns at this share of the rate of the next; 1: all alike."""
+    layer_decay_by: Literal["block", "stage"] = "block"
+    """What counts as a layer."""
+    layer_decay_layers: int | None = None
+    """Number of layers that the shares are counted from; none: what the backbone has."""
     warmup_steps: int | None = None
     """Steps of linear warm-up; none: 1500, and at most a tenth of the run."""
     power: float = 1.0
-    """Of the polynomial decay to 0."""
+    """Of the polynomial decay."""
+    min_lr: float = 0.0
+    """The rate decays to this."""
     clip_norm: float | None = None
     """Gradients are scaled down to this norm; none: never."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.layer_decay <= 1:
+            raise InputError(f"layer_decay is {self.layer_decay}; it must be above 0, at most 1.")
 
 
 def parameter_groups(model: Segmenter, config: OptimConfig) -> list[dict]:
     """Backbone and head, each with and without weight decay: every parameter in exactly one group.
 
-    Vectors and scalars (norms, biases, layer scales) are not decayed, nor is what the backbone
-    itself declares (`no_weight_decay`: position embeddings and relative-position tables).
+    Vectors and scalars (norms, biases, layer scales) are not decayed, nor are position embeddings,
+    tables of relative positions and special tokens. With `layer_decay` every layer of the backbone
+    has its own groups. What we put behind a pretrained model (a feature pyramid, the norms of its
+    maps) starts from nothing and so learns as the head does.
+
+    Raises:
+        InputError: `layer_decay` is set and the backbone's layers have no order.
     """
-    declared = getattr(model.backbone, "no_weight_decay", set)()
-    groups = []
-    for part, module, lr, undecayed in (
-        ("backbone", model.backbone, config.lr, declared),
-        ("head", model.head, config.lr * config.head_lr_multiplier, set()),
-    ):
-        decay, no_decay = [], []
-        for name, parameter in module.named_parameters():
+    scales = _lr_scales(model.backbone, config)
+    groups: dict[str, dict] = {}
+
+    def add(part: str, lr: float, parameter: nn.Parameter, *, decayed: bool) -> None:
+        name = part if decayed else f"{part} (no decay)"
+        weight_decay = config.weight_decay if decayed else 0.0
+        group = groups.setdefault(
+            name, {"name": name, "params": [], "lr": lr, "weight_decay": weight_decay}
+        )
+        group["params"].append(parameter)
+
+    for name, parameter in model.backbone.features.named_parameters():
+        if parameter.requires_grad:
+            layer, scale = scales[name]
+            decayed = parameter.ndim > 1 and name not in model.backbone.undecayed
+            add(f"backbone{layer}", config.lr * scale, parameter, decayed=decayed)
+    for module in (model.backbone.norms, model.backbone.pyramid, model.head):
+        for parameter in module.parameters() if module is not None else ():
             if parameter.requires_grad:
-                plain = parameter.ndim <= 1 or name in undecayed
-                (no_decay if plain else decay).append(parameter)
-        groups += [
-            {"name": part, "params": decay, "lr": lr, "weight_decay": config.weight_decay},
-            {"name": f"{part} (no decay)", "params": no_decay, "lr": lr, "weight_decay": 0.0},
-        ]
-    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+                lr = config.lr * config.head_lr_multiplier
+                add("head", lr, parameter, decayed=parameter.ndim > 1)
+
+    grouped = [id(parameter) for group in groups.values() for parameter in group["params"]]
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     assert len(grouped) == len(set(grouped)), "a parameter is in two groups"
     assert set(grouped) == trained, "a parameter is in no group"
-    return [group for group in groups if group["params"]]
+    return list(groups.values())
 
 
-def create_optimizer(model: Segmenter, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the model's groups; each group remembers its peak rate as `peak_lr`."""
+def _lr_scales(backbone: Backbone, config: OptimConfig) -> dict[str, tuple[str, float]]:
+    """For each parameter of the pretrained model: its layer's name, and its share of the rate.
+
+    The share is rate ** (L + 1 - id): the stem (patches, position embeddings) has the id 0, the
+    i-th layer the id i, and the head would have L + 1. By stages, what makes maps smaller between
+    them counts as the stem.
+
+    Source: layer-wise, Bao et al., "BEiT", ICLR 2022; stage-wise, the ConvNeXt recipes of
+    MMSegmentation.
+    """
+    names = [name for name, _ in backbone.features.named_parameters()]
+    if config.layer_decay == 1:
+        return dict.fromkeys(names, ("", 1.0))
+    layer_of = backbone.layer_of
+    if layer_of is None:
+        raise InputError(
+            f"The backbone {backbone.name!r} has no order of layers, so layer_decay="
+            f"{config.layer_decay} cannot be applied. Leave it at 1."
+        )
+    if config.layer_decay_by == "stage":
+        stage_of = backbone.stage_of()
+        layer_of = {
+            name: 0 if layer_of[name] == 0 or "downsample" in name else stage_of[name]
+            for name in names
+        }
+    depth = config.layer_decay_layers or max(layer_of.values())
+    if depth < max(layer_of.values()):
+        raise InputError(
+            f"layer_decay_layers is {depth}, but the backbone {backbone.name!r} has "
+            f"{max(layer_of.values())} {config.layer_decay_by}s. Give at least as many, or none."
+        )
+    return {
+        name: (f" layer {layer_of[name]}", config.layer_decay ** (depth + 1 - layer_of[name]))
+        for name in names
+    }
+
+
+def create_optimizer(model: Segmenter, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer over the model's groups; each group remembers its peak rate as `peak_lr`."""
     groups = parameter_groups(model, config)
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    create = {
+        "adamw": partial(torch.optim.AdamW, betas=config.betas),
+        "sgd": partial(torch.optim.SGD, momentum=config.momentum),
+    }[config.optimizer]
+    optimizer = create(groups, lr=config.lr)
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     return optimizer
+
+
+def warm_up(step: int, steps: int, config: OptimConfig) -> float:
+    """Share of the scheduled rate at a step of the linear warm-up; 1 after it."""
+    warmup = config.warmup_steps
+    if warmup is None:
+        warmup = min(1500, steps // 10)
+    return WARMUP_START + (1 - WARMUP_START) * step / warmup if step < warmup else 1.0
 
 
 def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
@@ -77,17 +160,12 @@ def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
         steps: Steps of the whole run.
         config: Settings.
     """
-    warmup = config.warmup_steps
-    if warmup is None:
-        warmup = min(1500, steps // 10)
-    factor = (1 - step / steps) ** config.power
-    if step < warmup:
-        factor *= WARMUP_START + (1 - WARMUP_START) * step / warmup
-    return factor
+    return (1 - step / steps) ** config.power * warm_up(step, steps, config)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, step: int, steps: int, config: OptimConfig) -> None:
     """Set every group's learning rate for a step. Needs no state: resuming needs only the step."""
-    factor = lr_factor(step, steps, config)
+    warm, factor = warm_up(step, steps, config), lr_factor(step, steps, config)
     for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
+        floor = min(config.min_lr, group["peak_lr"])
+        group["lr"] = floor * (warm - factor) + group["peak_lr"] * factor

@@ -69,6 +69,23 @@ def with_statistics(config: RunConfig, spec: DatasetSpec, root: Path) -> RunConf
     return replace(config, model=replace(config.model, mean=mean, std=std))
 
 
+def check_compiler(device: torch.device) -> None:
+    """Compile something small, before a run relies on it.
+
+    Raises:
+        InputError: torch.compile does not work on this machine.
+    """
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
+    # What fails depends on the compiler, of which there are several, and on what it needs.
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"torch.compile does not work on this machine ({type(error).__name__}: {reason}). "
+            "It needs a C++ compiler (g++) and on a GPU Triton: install it or leave out --compile."
+        ) from error
+
+
 def settle_mode(
     config: RunConfig,
     model: Segmenter,

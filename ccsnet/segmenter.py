@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from ccsnet.backbones.timm import Backbone, create_backbone
+from ccsnet.backbones._base import Backbone
+from ccsnet.backbones.timm import create_backbone
 from ccsnet.errors import InputError
 from ccsnet.heads._base import HeadConfig, Output
 from ccsnet.plugins import find_plugin
@@ -24,8 +25,12 @@ class ModelConfig:
     """Name of a timm model, or mit_b0 to mit_b5 (`ccsnet list backbones`)."""
     backbone_weights: str = "none"
     """none | pretrained (timm's hub) | a .safetensors or .pth file | package:MODULE."""
+    output_stride: int = 32
+    """32, or 16 or 8: a convolutional backbone's last stages dilated instead of strided."""
+    frozen_stages: int = 0
+    """0 to 4: how many of the backbone's stages keep their weights; 4: all of it."""
     head: str = "ccs"
-    """ccs | segformer | fcn (`ccsnet list heads`), or your_module:NAME."""
+    """ccs | segformer | fcn | smp.NAME (`ccsnet list heads`), or your_module:NAME."""
     head_config: HeadConfig = field(default_factory=HeadConfig)
     drop_path: float = 0.1
     """Share of residual branches skipped in training, rising with depth."""
@@ -39,7 +44,7 @@ class Segmenter(nn.Module):
     """Images as files hold them in, class logits out.
 
     Args:
-        backbone: Image to four maps at strides 4, 8, 16, 32.
+        backbone: Image to four maps, from fine to coarse.
         head: Four maps to an `Output`.
         mean: Channel means, on the images' own scale.
         std: Channel standard deviations, likewise.
@@ -100,6 +105,8 @@ def create_segmenter(
         weights=config.backbone_weights if load_weights else "none",
         in_channels=in_channels,
         drop_path=config.drop_path,
+        output_stride=config.output_stride,
     )
+    backbone.freeze(config.frozen_stages)
     head = build(backbone.channels, num_classes, config.head_config)
     return Segmenter(backbone, head, mean, std)

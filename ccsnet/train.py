@@ -35,7 +35,7 @@ from ccsnet.loss import segmentation_loss
 from ccsnet.metrics import Metrics
 from ccsnet.optim import create_optimizer, set_lr
 from ccsnet.precision import Mode, autocast, in_memory_order
-from ccsnet.preflight import check_classes, check_data, settle_mode, with_statistics
+from ccsnet.preflight import check_classes, check_compiler, check_data, settle_mode, with_statistics
 from ccsnet.progress import Reporter, Silent
 from ccsnet.runlog import RunLog
 from ccsnet.segmenter import create_segmenter
@@ -137,6 +137,8 @@ class _Run:
         )
         self.config = config = replace(config, train=settled)
         in_memory_order(self.model.backbone, self.mode)
+        if config.train.grad_checkpointing:
+            self.model.backbone.set_grad_checkpointing()
 
         self.optimizer = create_optimizer(self.model, config.optim)
         if start is not None and start.step:
@@ -160,11 +162,13 @@ class _Run:
     def _in_parallel(self) -> nn.Module:
         """The model as the loop calls it: in its precision, and copied to every process."""
         network: nn.Module = _Autocast(self.model, self.mode, self.device)
-        if self.accelerator.num_processes > 1:
-            if self.device.type == "cuda":
-                network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-            network = self.accelerator.prepare_model(network)
-        return network
+        several = self.accelerator.num_processes > 1
+        if several and self.device.type == "cuda":
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        if self.config.train.compile:
+            check_compiler(self.device)
+            network = torch.compile(network)  # pyright: ignore[reportAssignmentType]
+        return self.accelerator.prepare_model(network) if several else network
 
     def start_bar(self) -> None:
         """Show how far training is."""

@@ -215,6 +215,22 @@ class MixTransformer(nn.Module):
         self.reset_classifier(num_classes, global_pool)
         self.apply(_init_weights)
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that order the parameters by depth: stem, then every block.
+
+        A stage's embedding belongs to its first block, its norm to its last one.
+        """
+        if coarse:
+            return {"stem": r"^stages\.0\.embed", "blocks": r"^stages\.(\d+)"}
+        return {
+            "stem": r"^stages\.0\.embed",
+            "blocks": [
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^stages\.(\d+)\.embed", (0,)),
+                (r"^stages\.(\d+)\.norm", (99999,)),  # timm's mark for "as the group before"
+            ],
+        }
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Save memory in training by computing each block twice."""
         for stage in self.stages:
