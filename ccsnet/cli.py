@@ -350,7 +350,7 @@ def demo(arguments: list[str]) -> int:
 
 def list_names(arguments: list[str]) -> int:
     """Show what there is: ccsnet list backbones|datasets|heads|recipes [PART OF A NAME]."""
-    from ccsnet.plugins import plugin_names
+    from ccsnet.plugins import plugin_names, plugin_notes
 
     kind, part = (*arguments, "", "")[:2]
     if kind in ("", "-h", "--help"):
@@ -370,12 +370,7 @@ def list_names(arguments: list[str]) -> int:
         }
         notes = {n: f"{s.num_classes} classes. {s.licence}" for n, s in specs.items()}
     elif kind == "heads":
-        import importlib
-
-        notes = {
-            n: _summary(importlib.import_module(f"ccsnet.heads.{n}"))
-            for n in plugin_names("ccsnet.heads")
-        }
+        notes = plugin_notes("ccsnet.heads")
     else:
         from ccsnet.backbones.timm import backbone_names
 

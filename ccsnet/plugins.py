@@ -2,10 +2,15 @@
 
 `ccsnet/heads/ccs.py` is the head `ccs`; nothing else registers it. A plug-in outside the package is
 named `your_module:NAME`.
+
+A file that stands for several things has parts: `ccsnet/heads/smp.py` is `smp.FPN`, `smp.Unet` and
+so on. It exports `parts()`, their names with a line on each, and its attribute (`build` of a head)
+is a function from a part to what other files export under that name.
 """
 
 import importlib
 import pkgutil
+from types import ModuleType
 from typing import Any
 
 from ccsnet.errors import InputError, unknown_name
@@ -17,12 +22,29 @@ def plugin_names(package: str) -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_"))
 
 
+def plugin_notes(package: str) -> dict[str, str]:
+    """Every name that `find_plugin` knows, parts included, with a line on it."""
+    notes = {}
+    for name in plugin_names(package):
+        module = importlib.import_module(f"{package}.{name}")
+        parts = _parts(module)
+        notes |= {f"{name}.{part}": note for part, note in parts.items()}
+        if not parts:
+            notes[name] = (module.__doc__ or "").partition("\n")[0]
+    return notes
+
+
+def _parts(module: ModuleType) -> dict[str, str]:
+    return module.parts() if hasattr(module, "parts") else {}
+
+
 def find_plugin(package: str, name: str, attribute: str) -> Any:
     """The attribute that a plug-in exports.
 
     Args:
         package: Where the built-in plug-ins of this kind live, such as "ccsnet.heads".
-        name: A plug-in's name, or "your_module:NAME" for an attribute of your own module.
+        name: A plug-in's name, with ".PART" if it has parts, or "your_module:NAME" for an
+            attribute of your own module.
         attribute: What a built-in plug-in exports, such as "SPEC".
 
     Raises:
@@ -44,7 +66,16 @@ def find_plugin(package: str, name: str, attribute: str) -> Any:
             raise InputError(
                 f"The module {module_name!r} has no {own!r}, which the {kind} {name!r} names."
             ) from error
-    names = plugin_names(package)
-    if name not in names:
-        raise unknown_name(kind, name, names, f"Your own is named `your_module:{attribute}`.")
-    return getattr(importlib.import_module(f"{package}.{name}"), attribute)
+    file, _, part = name.partition(".")
+    hint = f"Your own is named `your_module:{attribute}`."
+    if file in plugin_names(package):
+        module = importlib.import_module(f"{package}.{file}")
+        parts = _parts(module)
+        exported = getattr(module, attribute)
+        if part in parts:
+            return exported(part)
+        if not parts and name == file:
+            return exported
+        if parts:
+            hint = f"Of {file} there are: {', '.join(parts)}."
+    raise unknown_name(kind, name, plugin_notes(package), hint)

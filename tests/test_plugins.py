@@ -3,11 +3,11 @@ import sys
 import pytest
 
 from ccsnet.errors import InputError, unknown_name
-from ccsnet.plugins import find_plugin, plugin_names
+from ccsnet.plugins import find_plugin, plugin_names, plugin_notes
 
 
 def test_files_are_plugins():
-    assert plugin_names("ccsnet.heads") == ["ccs", "fcn", "segformer"]
+    assert plugin_names("ccsnet.heads") == ["ccs", "fcn", "segformer", "smp"]
     assert {"ade20k", "cityscapes", "earth"} <= set(plugin_names("ccsnet.datasets"))
 
 
@@ -15,6 +15,62 @@ def test_found_by_name():
     from ccsnet.heads import ccs
 
     assert find_plugin("ccsnet.heads", "ccs", "build") is ccs.build
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """A package of heads: `plain`, and `family` with the parts `One` and `Two`."""
+    folder = tmp_path / "shelf" / "heads"
+    folder.mkdir(parents=True)
+    for package in (folder, folder.parent):
+        (package / "__init__.py").write_text("")
+    (folder / "plain.py").write_text('"""Plain: one thing.\n\nMore."""\nbuild = "plain"\n')
+    (folder / "family.py").write_text(
+        '"""Several things."""\n'
+        "def parts(): return {'One': 'The first.', 'Two': 'The second.'}\n"
+        "def build(part): return f'built {part}'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "shelf.heads"
+    for name in [name for name in sys.modules if name.partition(".")[0] == "shelf"]:
+        del sys.modules[name]
+
+
+def test_parts_of_a_plugin(shelf):
+    assert find_plugin(shelf, "family.One", "build") == "built One"
+    assert find_plugin(shelf, "plain", "build") == "plain"
+    assert plugin_names(shelf) == ["family", "plain"]
+    assert plugin_notes(shelf) == {
+        "family.One": "The first.",
+        "family.Two": "The second.",
+        "plain": "Plain: one thing.",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("family.one", r"Perhaps you meant family.One .*Of family there are: One, Two\.$"),
+        ("family", r"No head is called 'family'. Perhaps you meant family.Two or family.One\?"),
+        ("family.", r"No head is called 'family.'. Perhaps you meant family.Two or family.One\?"),
+        ("family.One.Two", r"No head is called 'family.One.Two'"),
+        ("family.a-third-and-other-thing", r"Known: .* Of family there are: One, Two\.$"),
+        ("plain.One", r"No head is called 'plain.One'. Perhaps you meant plain"),
+        ("Two", r"Known: family.One, family.Two, plain. Your own is named `your_module:build`"),
+        ("plain.", r"No head is called 'plain.'. Perhaps you meant plain"),
+    ],
+)
+def test_unknown_parts(shelf, name, text):
+    with pytest.raises(InputError, match=text):
+        find_plugin(shelf, name, "build")
+
+
+def test_decoders_are_parts():
+    assert "smp.UPerNet" in plugin_notes("ccsnet.heads")
+    with pytest.raises(InputError, match=r"called 'smp.upernet'. Perhaps you meant .*smp.UPerNet"):
+        find_plugin("ccsnet.heads", "smp.upernet", "build")
+    with pytest.raises(InputError, match=r"called 'UPerNet'. Perhaps you meant smp.UPerNet"):
+        find_plugin("ccsnet.heads", "UPerNet", "build")
 
 
 @pytest.mark.parametrize(
@@ -25,7 +81,7 @@ def test_found_by_name():
         (
             "ccsnet.heads",
             "xyz",
-            "Known: ccs, fcn, segformer. Your own is named `your_module:build`",
+            r"Known: ccs, fcn, segformer, smp.DPT, .*Your own is named `your_module:build`",
         ),
         ("ccsnet.heads", "_base", "No head is called '_base'"),
         ("ccsnet.heads", "", "No head is called ''"),
