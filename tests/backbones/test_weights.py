@@ -48,7 +48,7 @@ def test_by_name(tmp_path: Path, whole, suffix: str):
     assert_loaded(backbone, whole)
     report = backbone.loaded_weights
     assert report is not None
-    assert report.matched_by == "name"
+    assert report.layout == "timm"
     assert set(report.skipped) == {
         "conv_head.weight",
         "conv_head.bias",
@@ -77,11 +77,11 @@ def test_whole_models_whose_features_have_other_names(tmp_path: Path, name: str)
     path = tmp_path / "weights.pth"
     torch.save(model.state_dict(), path)
     backbone = create_backbone(name, weights=str(path)).eval()
-    assert backbone.loaded_weights.matched_by == "name"
+    assert backbone.loaded_weights.layout == "timm"
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = model.forward_intermediates(image, intermediates_only=True)[-1]
-        torch.testing.assert_close(backbone(image)[3], expected)
+        torch.testing.assert_close(backbone.features(image)[-1], expected)
 
 
 def test_by_order(tmp_path: Path, whole):
@@ -91,7 +91,7 @@ def test_by_order(tmp_path: Path, whole):
     torch.save(foreign, path)
     backbone = create_backbone(NAME, weights=str(path))
     assert_loaded(backbone, whole)
-    assert backbone.loaded_weights.matched_by == "order"
+    assert backbone.loaded_weights.layout == "by order"
     assert len(backbone.loaded_weights.skipped) == 4
 
 
@@ -270,7 +270,7 @@ def test_lite0_weights_know_what_images_look_like():
     photos = torch.stack([torch.tensor(p) for p in datasets.load_sample_images().images])
     photos = (photos.permute(0, 3, 1, 2)[..., :416, :640] / 255 - 0.5) / 0.5
     backbone = create_backbone("tf_efficientnet_lite0", weights=LITE0).eval()
-    assert backbone.loaded_weights.matched_by == "order"
+    assert backbone.loaded_weights.layout == "by order"
     assert len(backbone.loaded_weights.skipped) == 7
     assert backbone.features.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
     assert backbone.features.pretrained_cfg["std"] == (0.5, 0.5, 0.5)
