@@ -86,13 +86,13 @@ def test_gradient_checkpointing_that_there_is_none_of(shapes, tmp_path):
 @pytest.mark.slow
 def test_a_compiled_network_learns_the_same(shapes, tmp_path):
     """In processes of their own: the tests' checks of shapes are not made to be compiled."""
-    for name in ("True", "False"):
+    for name in ("compile", "no-compile"):
         arguments = (str(shapes), *OPTIONS, "--steps", "3", "--out", str(tmp_path / name))
-        command = [sys.executable, "-m", "ccsnet", "train", *arguments, "--compile", name]
+        command = [sys.executable, "-m", "ccsnet", "train", *arguments, f"--{name}"]
         subprocess.run(command, check=True, capture_output=True)
-    assert losses(tmp_path / "True") == pytest.approx(losses(tmp_path / "False"), rel=1e-3)
+    assert losses(tmp_path / "compile") == pytest.approx(losses(tmp_path / "no-compile"), rel=1e-3)
     # The checkpoint is the plain network's.
-    assert weights(tmp_path / "True").keys() == weights(tmp_path / "False").keys()
+    assert weights(tmp_path / "compile").keys() == weights(tmp_path / "no-compile").keys()
 
 
 def test_without_a_compiler(monkeypatch):
