@@ -125,8 +125,9 @@ class _Run:
             in_channels=self.spec.channels,
             load_weights=start is None,
         )
-        if self.model.backbone.loaded_weights is not None:
-            reporter.note(str(self.model.backbone.loaded_weights))
+        loaded = self.model.backbone.loaded_weights
+        if loaded is not None:
+            reporter.note("\n".join(f"{title:>8}  {text}" for title, text in loaded.rows()))
         if start is not None:
             ckpt.load_weights(self.model, start.path)
         self.device = self.accelerator.device

@@ -1,11 +1,10 @@
 """What every backbone is to the rest: four maps, their channels and strides, and its layers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from ccsnet.backbones.pyramid import FeaturePyramid
@@ -30,7 +29,7 @@ class Backbone(nn.Module):
         targets: The strides that are wanted; where they differ, a `FeaturePyramid` follows.
         multiple: Sides of the images that `features` takes are multiples of this and of 32.
         channels_first: Whether the maps of `features` are.
-        norms: Whether the maps come out of the model without a norm, and need one.
+        norm: What norms each map, where they come out of the model without a norm.
         layer_of: Depth of each parameter of `features`, 0 for the stem; None where it has no order.
         undecayed: Parameters of `features` that weight decay must spare.
 
@@ -53,7 +52,7 @@ class Backbone(nn.Module):
         targets: Sequence[int] = STRIDES,
         multiple: int = 1,
         channels_first: bool = True,
-        norms: bool = False,
+        norm: Callable[[int], nn.Module] | None = None,
         layer_of: dict[str, int] | None = None,
         undecayed: frozenset[str] = frozenset(),
     ):
@@ -66,7 +65,7 @@ class Backbone(nn.Module):
         self.channels_first = channels_first
         self.layer_of = layer_of
         self.undecayed = undecayed
-        self.norms = nn.ModuleList(map(LayerNorm2d, channels)) if norms else None
+        self.norms = None if norm is None else nn.ModuleList(map(norm, channels))
         if tuple(strides) == tuple(targets):
             self.pyramid = None
             self.channels = tuple(channels)

@@ -44,29 +44,19 @@ _PATIENCE = 3.0  # Seconds that a server is given to answer.
 # What training programs store beside the weights. These names, and no others, may stand in a file:
 # each becomes an empty thing of ours, and nothing of the named module is imported or called.
 _IGNORED_OBJECTS = (
-    "argparse.Namespace",
-    "pathlib.PosixPath",
+    *("argparse.Namespace", "pathlib.PosixPath"),
+    *("mmengine.config.config.Config", "mmcv.utils.config.Config"),
     "mmengine.logging.history_buffer.HistoryBuffer",
-    # History buffers hold their statistics' functions, which Python pickles as a look-up.
+    # A history buffer names the functions of its statistics, which Python stores as look-ups.
     "builtins.getattr",
     *("numpy.dtype", "numpy.ndarray"),
-    *(
-        f"numpy.{core}.multiarray.{name}"
-        for core in ("core", "_core")
-        for name in ("_reconstruct",)
-    ),
-    *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
-    *(f"numpy.dtypes.{kind}DType" for kind in ("Float32", "Float64", "Int32", "Int64", "Bool")),
+    *("numpy.core.multiarray._reconstruct", "numpy.core.multiarray.scalar"),
+    *("numpy._core.multiarray._reconstruct", "numpy._core.multiarray.scalar"),
 )
 _IGNORED_MAPPINGS = (
-    "builtins.dict",
-    "collections.defaultdict",
-    "yacs.config.CfgNode",
-    "fvcore.common.config.CfgNode",
-    "detectron2.config.config.CfgNode",
-    *(f"{module}.{name}" for module in ("mmengine.config.config", "mmcv.utils.config")
-      for name in ("Config", "ConfigDict")),
-)  # fmt: skip
+    *("yacs.config.CfgNode", "fvcore.common.config.CfgNode", "detectron2.config.config.CfgNode"),
+    *("mmengine.config.config.ConfigDict", "mmcv.utils.config.ConfigDict"),
+)
 
 
 class _Ignored:

@@ -72,7 +72,7 @@ def _split_query(entries: Entries, wanted: Mapping[str, Tensor]) -> Entries:
     """Part a stack of query, key and value into the query, and key with value."""
     split: Entries = {}
     for key, (tensor, keys) in entries.items():
-        if ".q_kv." in key:
+        if ".q_kv." in key and tensor.ndim:
             channels = len(tensor) // 3
             split[key.replace(".q_kv.", ".q.")] = Entry(tensor[:channels], keys)
             split[key.replace(".q_kv.", ".kv.")] = Entry(tensor[channels:], keys)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -44,9 +45,16 @@ def plain(key: str) -> str:
 
 def whole_name(features: nn.Module, key: str) -> str:
     """The name in the whole model of what `features` calls `key`."""
-    if _inner(features) is not features:
-        return key.removeprefix("model.")
+    wrapper = _wrapper(features)
+    if wrapper:
+        return key.removeprefix(f"{wrapper}.")
     return re.sub(r"^([a-z]\w*?)_(\d+)\.", r"\1.\2.", key)
+
+
+def _wrapper(features: nn.Module) -> str:
+    """Under which name timm holds the model where it has wrapped it as it is; else nothing."""
+    children = [name for name, _ in features.named_children()]
+    return children[0] if children in (["model"], ["body"]) else ""
 
 
 def readings(
@@ -120,8 +128,9 @@ def _convert(convert: Callable[..., Any], features: nn.Module, entries: Entries)
         if not key.endswith(".relative_position_bias_table") or view.has(key.rpartition(".")[0])
     }
     try:
-        # One of the functions prints.
-        with contextlib.redirect_stdout(io.StringIO()):
+        # One of the functions prints, and one warns of what it does itself.
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             try:
                 converted = convert(tensors, view)
             except TypeError:  # Some take the tensors alone.
@@ -140,17 +149,11 @@ def _convert(convert: Callable[..., Any], features: nn.Module, entries: Entries)
     }
 
 
-def _inner(features: nn.Module) -> nn.Module:
-    """The model itself, where timm has wrapped it as it is."""
-    inner = getattr(features, "model", None)
-    return inner if isinstance(inner, nn.Module) else features
-
-
 class _WholeModel:
     """Shows a features model to timm's converters as if it were the whole model."""
 
     def __init__(self, features: nn.Module):
-        self._model = _inner(features)
+        self._model = features.get_submodule(_wrapper(features))
         self._modules = {plain(name): module for name, module in self._model.named_modules()}
         self._shapes = _Shapes(
             {whole_name(features, key): tensor for key, tensor in features.state_dict().items()}

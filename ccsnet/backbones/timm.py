@@ -3,11 +3,13 @@
 import inspect
 import re
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import timm
 import torch
-from timm.layers import DropPath
+from timm.layers import DropPath, LayerNorm2d
 from timm.models import group_parameters
 from torch import nn
 
@@ -26,8 +28,9 @@ _NAMED_ARGUMENTS = {"hrnet": {"feature_location": ""}}
 
 # Models whose maps are sums that no norm follows: the segmentation recipes published with them
 # (UPerNet, Semantic FPN) add one for each map.
-_UNNORMED = re.compile(
-    "swin|twins|convnext|poolformer|metaformer|convformer|caformer|hiera|focalnet|davit"
+_NORMS: tuple[tuple[str, Callable[[int], nn.Module]], ...] = (
+    ("swin|twins|convnext|hiera|focalnet|davit|convformer|caformer", LayerNorm2d),
+    ("poolformer", partial(nn.GroupNorm, 1)),
 )
 
 # Parameters that tell places apart or stand for tokens; weight decay would pull them to zero.
@@ -99,7 +102,7 @@ def create_backbone(
         targets=targets,
         multiple=strides[0] if len(set(strides)) == 1 else 1,  # The patches of one-scale models.
         channels_first=getattr(features, "output_fmt", "NCHW") == "NCHW",
-        norms=bool(_UNNORMED.search(name)) and strides == targets,
+        norm=_norm(name) if strides == targets else None,
         layer_of=_layers(whole, features),
         undecayed=_undecayed(whole, features),
     )
@@ -154,6 +157,11 @@ def _four_levels(name: str, whole: nn.Module) -> tuple[list[int], list[int]]:
             for wanted in STRIDES
         ]
     return indices, [strides[index] for index in indices]
+
+
+def _norm(name: str) -> Callable[[int], nn.Module] | None:
+    """What norms the maps of a model; None for those that need nothing."""
+    return next((norm for names, norm in _NORMS if re.search(names, name)), None)
 
 
 def _features_model(

@@ -126,10 +126,11 @@ def load_state(
     """
     state = _without_derived(state)
     target = _without_derived(features.state_dict())
+    wanted = {key: whole_name(features, key) for key in target}
     best: _Match | None = None
     for reading in readings(model_name, features, target, state):
-        match = _match(reading, target, in_channels)
-        if best is None or len(match.found) > len(best.found):
+        match = _match(reading, target, wanted, in_channels)
+        if best is None or match.fit > best.fit:
             best = match
         if len(best.found) == len(target):
             break
@@ -137,13 +138,12 @@ def load_state(
     if len(best.found) < len(target):
         whole = _whole_model(model_name)
         renamed = _rename_by_order(whole, state)
-        if renamed is None:
-            raise _does_not_fit(model_name, source, state, target, best)
-        best = _match(renamed, target, in_channels)
-        if len(best.found) < len(target):
-            raise _does_not_fit(model_name, source, state, target, best)
+        ordered = renamed and _match(renamed, target, wanted, in_channels)
+        if not ordered or len(ordered.found) < len(target):
+            raise _does_not_fit(model_name, source, state, target, wanted, best)
+        best = ordered
     else:
-        _check_size(model_name, source, features, target, best)
+        _check_size(model_name, source, set(wanted.values()), best)
 
     used = {key for found in best.found.values() for key in found.keys}
     features.load_state_dict(
@@ -159,8 +159,8 @@ def load_state(
         source=source,
         layout=best.reading.layout,
         matched=len(best.found) + len(normed),
-        adapted=tuple(key for key, found in best.found.items() if found.adapted),
-        resized=tuple(key for key, found in best.found.items() if found.resized),
+        adapted=tuple(wanted[key] for key, found in best.found.items() if found.adapted),
+        resized=tuple(wanted[key] for key, found in best.found.items() if found.resized),
         sizes=tuple(found.resized for found in best.found.values() if found.resized),
         skipped=tuple(key for key in state if key not in used),
     )
@@ -186,26 +186,31 @@ class _Match(NamedTuple):
     names: dict[str, str]
     """The reading's names for the model's keys, where it has them, of whatever shape."""
 
+    @property
+    def fit(self) -> tuple[int, int]:
+        """How well the reading fits: the names count where no more shapes agree."""
+        return len(self.found), len(self.names)
 
-def _match(reading: Reading, target: Mapping[str, Tensor], in_channels: int) -> _Match:
-    """Find a tensor for each of the model's keys."""
-    # A model wrapped by timm's FeatureGetterNet has all of its keys below "model.".
-    wrapped = all(key.startswith("model.") for key in target)
+
+def _match(
+    reading: Reading, target: Mapping[str, Tensor], wanted: Mapping[str, str], in_channels: int
+) -> _Match:
+    """Find a tensor for each of the model's keys, whose names in the whole model are `wanted`."""
     by_plain = {plain(name): name for name in reading.entries}
     found, names = {}, {}
-    for key, wanted in target.items():
-        name = by_plain.get(plain(key.removeprefix("model.") if wrapped else key))
+    for key, place in target.items():
+        name = by_plain.get(plain(wanted[key]))
         if name is None:
             continue
         names[key] = name
         tensor, keys = reading.entries[name]
         resized = _resized(name, reading.entries[name], reading.original.get(name))
-        if tensor.shape == wanted.shape:
+        if tensor.shape == place.shape:
             found[key] = _Found(tensor, keys, False, resized)
-        elif _squeezed(tensor) == _squeezed(wanted):
+        elif _squeezed(tensor) == _squeezed(place):
             # A linear layer and a convolution of 1x1 are the same.
-            found[key] = _Found(tensor.reshape(wanted.shape), keys, False, resized)
-        elif _is_rgb_stem(tensor, wanted, in_channels):
+            found[key] = _Found(tensor.reshape(place.shape), keys, False, resized)
+        elif _is_rgb_stem(tensor, place, in_channels):
             found[key] = _Found(tensor, keys, True, resized)
     return _Match(reading, found, names)
 
@@ -293,15 +298,13 @@ def _rename_by_order(whole: Mapping[str, Tensor], state: Mapping[str, Tensor]) -
     return Reading(BY_ORDER, entries, entries)
 
 
-def _check_size(
-    model_name: str, source: str, features: nn.Module, target: Mapping[str, Tensor], match: _Match
-) -> None:
+def _check_size(model_name: str, source: str, wanted: set[str], match: _Match) -> None:
     """Refuse the weights of a deeper model, of which a shallower one would take the first blocks.
 
     Raises:
         InputError: The source has blocks of this family that the model does not have.
     """
-    kinds = {_kind(whole_name(features, key)) for key in target}
+    kinds = set(map(_kind, wanted))
     used = set(match.names.values())
     more = [key for key in match.reading.entries if key not in used and _kind(key) in kinds]
     # The features may have fewer blocks than the model, where no map needs the last ones.
@@ -325,6 +328,7 @@ def _does_not_fit(
     source: str,
     state: Mapping[str, Tensor],
     target: Mapping[str, Tensor],
+    wanted: Mapping[str, str],
     match: _Match,
 ) -> InputError:
     misfits = [key for key in target if key not in match.found]
@@ -334,17 +338,20 @@ def _does_not_fit(
     found = [f"{key} {tuple(tensor.shape)}" for key, tensor in state.items()]
     more = f", and {len(misfits) - 1} more do not fit" if len(misfits) > 1 else ""
     advice = "Give weights of this very model."
-    if len(match.names) > len(target) / 2 and len(match.found) < len(match.names):
+    if 2 * len(match.names) > len(target):
         advice = (
-            "The names agree and the sizes do not: these are weights of another size of this "
-            "family; name the backbone that they are of."
+            "What the file has of this backbone fits: these may be weights of a smaller model of "
+            "its family. Name the backbone that they are of."
+            if len(match.found) == len(match.names)
+            else "The names agree and the sizes do not: these are weights of another size of its "
+            "family. Name the backbone that they are of."
         )
     return InputError(
         f"The weights {source!r} do not fit the backbone {model_name!r}: {len(match.found)} of its "
         f"{len(target)} tensors have their name and shape there, read in the nearest layout, "
-        f"{match.reading.layout}. Expected: {first} {tuple(target[first].shape)}; the file {has}"
-        f"{more}. Found: {_some(found)}. Nor do they agree in order with timm's whole model. "
-        f"{advice}"
+        f"{match.reading.layout}. Expected: {wanted[first]} {tuple(target[first].shape)}; "
+        f"the file {has}{more}. Found: {_some(found)}. Nor do they agree in order with timm's "
+        f"whole model. {advice}"
     )
 
 
