@@ -1,6 +1,7 @@
 """The command line: a verb, its arguments, one call. Only this module and `terminal` print."""
 
 import dataclasses
+import inspect
 import os
 import sys
 import warnings
@@ -319,6 +320,60 @@ def predict(arguments: list[str]) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConvertArguments:
+    """What to write, and what the file cannot tell."""
+
+    out: Path
+    """The .safetensors file to write; one that is there is not replaced."""
+    head: Literal["ccs", "segformer"] | None = None
+    """Refuse a file with another head; none: whichever it holds."""
+    backbone: str | None = None
+    """The model's backbone; none: mit_b0 to mit_b5, by the sizes of its tensors."""
+    dataset: str | None = None
+    """Whose classes it knows: a name or your folder; none: the file's, or by their number."""
+    top_k: int = 20
+    """ccs: how many classes a place may attend to; the file does not hold it."""
+
+
+def convert(arguments: list[str]) -> int:
+    """Make a model of another program's checkpoint: ccsnet convert FILE --out MODEL.safetensors.
+
+    FILE is a whole checkpoint of CCSNet's release, or of SegFormer from its authors,
+    MMSegmentation or Hugging Face. `evaluate` and `predict` take the model.
+    """
+    from ccsnet.convert import convert as make_model
+    from ccsnet.terminal import table
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _parse(ConvertArguments, "convert", ["--help"], description=convert.__doc__)
+    file, *arguments = arguments
+    if file.startswith("-"):
+        raise InputError(f"First comes the file: ccsnet convert FILE --out ... (got {file!r}).")
+    options: ConvertArguments = _parse(
+        ConvertArguments, "convert", arguments, description=convert.__doc__
+    )
+    made = make_model(
+        file,
+        options.out,
+        head=options.head,
+        backbone=options.backbone,
+        dataset=options.dataset,
+        top_k=options.top_k,
+    )
+    console = _console()
+    rows = [[part, names, "-" if n is None else str(n)] for part, names, n in made.rows]
+    columns = {"part": "left", "as named by": "left", "tensors": "right"}
+    console.print(table("Converted", columns, rows))
+    console.print(
+        f"{len(made.info.classes)} classes of {made.info.dataset}, known from {made.classes_from}. "
+        f"The model is in {made.path}",
+        highlight=False,
+        markup=False,
+    )
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoArguments:
     """The demo's size."""
 
@@ -349,32 +404,39 @@ def demo(arguments: list[str]) -> int:
 
 
 def list_names(arguments: list[str]) -> int:
-    """Show what there is: ccsnet list backbones|datasets|heads|recipes [PART OF A NAME]."""
-    from ccsnet.plugins import plugin_names, plugin_notes
+    """Show what there is: ccsnet list backbones|datasets|heads|recipes [PART OF A NAME] [--again].
 
-    kind, part = (*arguments, "", "")[:2]
+    Figures of backbones and recipes are computed once and then kept; `--again` computes them anew.
+    """
+    again = "--again" in arguments
+    kind, part, *more = *(a for a in arguments if a != "--again"), "", ""
     if kind in ("", "-h", "--help"):
-        print(list_names.__doc__)
+        print(inspect.getdoc(list_names))
         return 0
     if kind not in LISTED:
         raise unknown_name("list", kind, LISTED)
-    if kind == "recipes":
-        from ccsnet.recipes import RECIPES
+    if part.startswith("-") or any(more):
+        raise InputError(
+            f"ccsnet list {kind} takes one part of a name and --again, not {part or more[0]!r}."
+        )
+    if kind in ("backbones", "recipes"):
+        from ccsnet.catalogue import backbone_lines, recipe_lines
 
-        notes = {name: _summary(make) for name, make in RECIPES.items()}
-    elif kind == "datasets":
+        make_lines = {"backbones": backbone_lines, "recipes": recipe_lines}[kind]
+        for line in make_lines(part, again=again):
+            print(line, flush=True)
+        return 0
+    from ccsnet.plugins import plugin_names, plugin_notes
+
+    if kind == "datasets":
         from ccsnet.plugins import find_plugin
 
         specs = {
             n: find_plugin("ccsnet.datasets", n, "SPEC") for n in plugin_names("ccsnet.datasets")
         }
         notes = {n: f"{s.num_classes} classes. {s.licence}" for n, s in specs.items()}
-    elif kind == "heads":
-        notes = plugin_notes("ccsnet.heads")
     else:
-        from ccsnet.backbones.timm import backbone_names
-
-        notes = dict.fromkeys(backbone_names(), "")
+        notes = plugin_notes("ccsnet.heads")
     found = {name: note for name, note in notes.items() if part in name}
     if not found:
         raise unknown_name(kind.removesuffix("s"), part, notes)
@@ -413,6 +475,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "convert": convert,
     "demo": demo,
     "list": list_names,
 }

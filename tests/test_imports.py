@@ -25,9 +25,9 @@ LEVELS = (
     ("checkpoint",),
     ("evaluate", "predict", "preflight"),
     ("train", "terminal", "bench", "export", "report"),
-    ("recipes",),
-    ("demo",),
-    ("cli", "app"),
+    ("recipes", "catalogue"),
+    ("convert", "demo"),
+    ("cli", "cli_data", "app"),
     ("__main__",),
 )
 NEITHER = (  # Kinds of part that know nothing of each other.
@@ -36,7 +36,7 @@ NEITHER = (  # Kinds of part that know nothing of each other.
     *(("datasets", other) for other in ("heads", "backbones", "data")),
     *(("data", other) for other in ("heads", "backbones")),
 )
-PRINTING = {"cli", "terminal", "app"}
+PRINTING = {"cli", "cli_data", "terminal", "app"}
 USES_TIMM = {"backbones", "optim"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

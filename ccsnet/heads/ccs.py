@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ccsnet.errors import InputError
 from ccsnet.heads._base import (
     HeadConfig,
     Output,
@@ -22,6 +21,7 @@ from ccsnet.heads._base import (
     norm_as_affine,
     resize,
 )
+from ccsnet.heads._foreign import HeadLayout, config_of, fill_head, num_classes_of
 from ccsnet.heads._fusion import Fusion
 from ccsnet.heads.fcn import FCN
 
@@ -156,29 +156,36 @@ class CCSHead(nn.Module):
 
 build = CCSHead
 
-_RELEASE_NAMES = {
-    "decode_head.0.convs.0.conv": "coarse.0.0",
-    "decode_head.0.convs.0.bn": "coarse.0.1",
-    "decode_head.0.conv_seg": "coarse.2",
-    "decode_head.1.k_proj": "key",
-    "decode_head.1.v_proj": "value",
-    "decode_head.1.linear_fuse.conv": "fusion.conv",
-    "decode_head.1.linear_fuse.bn": "fusion.norm",
-    "decode_head.1.linear_pred": "classifier",
-    **{
-        f"decode_head.1.{theirs.format(stage + 1)}": f"stages.{stage}.{ours}"
-        for stage in range(4)
-        for theirs, ours in (
-            ("c{}_proj", "query"),
-            ("object_context_block_c{}.out_proj.conv", "conv"),
-            ("object_context_block_c{}.out_proj.bn", "norm"),
-        )
+RELEASE = HeadLayout(
+    name="CCSNet's release",
+    head="ccs",
+    modules={
+        "decode_head.0.convs.0.conv": "coarse.0.0",
+        "decode_head.0.convs.0.bn": "coarse.0.1",
+        "decode_head.0.conv_seg": "coarse.2",
+        "decode_head.1.k_proj": "key",
+        "decode_head.1.v_proj": "value",
+        "decode_head.1.linear_fuse.conv": "fusion.conv",
+        "decode_head.1.linear_fuse.bn": "fusion.norm",
+        "decode_head.1.linear_pred": "classifier",
+        **{
+            f"decode_head.1.{theirs.format(stage + 1)}": f"stages.{stage}.{ours}"
+            for stage in range(4)
+            for theirs, ours in (
+                ("c{}_proj", "query"),
+                ("object_context_block_c{}.out_proj.conv", "conv"),
+                ("object_context_block_c{}.out_proj.bn", "norm"),
+            )
+        },
     },
-}
+    unused=("decode_head.1.conv_seg",),
+)
 
 
 def from_release(state: Mapping[str, Tensor], *, top_k: int = 20) -> CCSHead:
     """The head that a checkpoint of the authors' release holds, in evaluation mode.
+
+    `ccsnet convert` reads a whole checkpoint, backbone included.
 
     Args:
         state: Tensors under the release's names, `decode_head.0.*` (coarse head) and
@@ -189,33 +196,11 @@ def from_release(state: Mapping[str, Tensor], *, top_k: int = 20) -> CCSHead:
     Raises:
         InputError: A tensor is missing, or has a shape that does not fit the others.
     """
-    ours = {}
-    for name, tensor in state.items():
-        module, _, leaf = name.rpartition(".")
-        if module in _RELEASE_NAMES:
-            ours[f"{_RELEASE_NAMES[module]}.{leaf}"] = tensor
-
-    missing = [name for name, mine in _RELEASE_NAMES.items() if f"{mine}.weight" not in ours]
-    if missing:
-        raise InputError(
-            f"This is not a checkpoint of CCSNet's release: {len(missing)} of its "
-            f"{len(_RELEASE_NAMES)} layers are missing, among them {missing[0]}.weight. "
-            "Give a state dict with the names decode_head.0.* and decode_head.1.*."
-        )
-    for name in ("key.weight", "value.weight"):  # 1x1 convolutions there, linear layers here.
-        ours[name] = ours[name].flatten(1)
-
+    tensors = RELEASE.rename(state).tensors
     head = CCSHead(
-        channels=[ours[f"stages.{stage}.query.weight"].shape[1] for stage in range(4)],
-        num_classes=ours["classifier.weight"].shape[0],
-        config=HeadConfig(
-            dim=ours["key.weight"].shape[0],
-            coarse_dim=ours["coarse.0.0.weight"].shape[0],
-            top_k=top_k,
-        ),
+        channels=[tensors[f"stages.{stage}.query.weight"].shape[1] for stage in range(4)],
+        num_classes=num_classes_of(tensors),
+        config=config_of(tensors, top_k),
     )
-    try:
-        head.load_state_dict(ours)
-    except RuntimeError as error:
-        raise InputError(f"The tensors of this checkpoint do not fit together. {error}") from error
+    fill_head(head, tensors)
     return head.eval()

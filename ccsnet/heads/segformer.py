@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ccsnet.heads._base import HeadConfig, Output, channels_last, classifier
+from ccsnet.heads._foreign import HeadLayout
 from ccsnet.heads._fusion import Fusion
 
 
@@ -35,3 +36,25 @@ class SegFormerHead(nn.Module):
 
 
 build = SegFormerHead
+
+RELEASE = HeadLayout(
+    name="SegFormer's release",
+    head="segformer",
+    modules={
+        **{f"decode_head.linear_c{stage + 1}.proj": f"projections.{stage}" for stage in range(4)},
+        "decode_head.linear_fuse.conv": "fusion.conv",
+        "decode_head.linear_fuse.bn": "fusion.norm",
+        "decode_head.linear_pred": "classifier",
+    },
+    unused=("decode_head.conv_seg",),
+)
+HUGGING_FACE = HeadLayout(
+    name="Hugging Face's SegFormer",
+    head="segformer",
+    modules={
+        **{f"decode_head.linear_c.{stage}.proj": f"projections.{stage}" for stage in range(4)},
+        "decode_head.linear_fuse": "fusion.conv",
+        "decode_head.batch_norm": "fusion.norm",
+        "decode_head.classifier": "classifier",
+    },
+)
