@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ccsnet.cli_data import data
 from ccsnet.errors import InputError, unknown_name
 from ccsnet.memory import keep_freed_memory
 
@@ -174,9 +175,13 @@ class EvaluateArguments:
     root: Path | None = None
     """Its folder."""
     split: str | None = None
-    """Which split; none: the run's validation split."""
+    """Which split; none: the run's validation split, or the only one with labels."""
+    window: int | None = None
+    """Side of overlapping square windows; none: as the data set is tested, mostly as a whole."""
+    overlap: float = 0.25
+    """Share of a window's side that neighbours have in common."""
     batch_size: int = 8
-    """Images of equal size per forward pass."""
+    """Images of equal size, or windows of one image, per forward pass."""
     json: Path | None = None
     """Also write all figures to this file."""
 
@@ -184,16 +189,19 @@ class EvaluateArguments:
 def evaluate(arguments: list[str]) -> int:
     """Measure a trained model: ccsnet evaluate RUN [--dataset D] [--split test] [...].
 
-    RUN is a run's folder (its best checkpoint) or a .safetensors file.
+    RUN is a run's folder (its best checkpoint) or a .safetensors file. Another data set must have
+    the same classes, as dark_zurich and nighttime_driving have those of cityscapes.
     """
     import json
 
     from ccsnet.checkpoint import read_checkpoint
     from ccsnet.data.loading import evaluation_samples, open_dataset
     from ccsnet.evaluate import evaluate as measure
+    from ccsnet.evaluate import labelled_split
     from ccsnet.files import atomic_path
-    from ccsnet.predict import predictor_of
+    from ccsnet.predict import PredictConfig, predictor_of
     from ccsnet.preflight import check_classes
+    from ccsnet.sliding import stride_of
     from ccsnet.terminal import TerminalReporter
 
     run_name, arguments = _positional(arguments, "evaluate", EvaluateArguments, evaluate.__doc__)
@@ -208,9 +216,16 @@ def evaluate(arguments: list[str]) -> int:
         data = dataclasses.replace(data, root=options.root)
     spec, root = open_dataset(data)
     check_classes(checkpoint, spec)
-    samples = evaluation_samples(spec, root, data, options.split or data.val_split)
+    window = spec.window
+    if options.window is not None:
+        asked = PredictConfig(window=options.window, overlap=options.overlap)
+        window = (options.window, stride_of(options.window, asked.overlap))
+    split = options.split or labelled_split(spec, data.val_split)
+    samples = evaluation_samples(spec, root, data, split, multiple=32 if window is None else 1)
     console = _console()
     reporter = TerminalReporter(console)
+    if split != (options.split or data.val_split):
+        reporter.note(f"Measured on the split {split!r}, the only one of {spec.name} with labels.")
     model = predictor_of(checkpoint).model
     reporter.start("evaluating", len(samples))
     metrics = measure(
@@ -219,6 +234,7 @@ def evaluate(arguments: list[str]) -> int:
         spec.classes,
         ignore_index=spec.ignore_index,
         batch_size=options.batch_size,
+        window=window,
         progress=reporter.advance,
     ).metrics
     reporter.end()
@@ -246,10 +262,13 @@ class PredictArguments:
 
     out: Path = Path("predictions")
     """Folder for the results; one folder inside for each kind."""
-    save: tuple[Literal["index", "color", "overlay"], ...] = ("color",)
-    """index: class numbers as grey values; color: the same as a palette PNG; overlay."""
+    save: tuple[Literal["index", "color", "overlay"], ...] = ()
+    """index: class numbers as grey values; color: the same as a palette PNG; overlay. None: color,
+    or with --format nothing beside it."""
+    format: Literal["cityscapes", "ade20k", "loveda"] | None = None
+    """Write the numbers that this test server wants, as OUT/FORMAT/NAME-OF-IMAGE.png."""
     window: int | None = None
-    """Side of overlapping square windows for large images; none: the image as a whole."""
+    """Side of overlapping square windows for large images; none: as the run is evaluated."""
     overlap: float = 0.25
     """Share of a window's side that neighbours have in common."""
     batch_size: int = 4
@@ -278,11 +297,12 @@ def predict(arguments: list[str]) -> int:
     config = PredictConfig(
         window=options.window, overlap=options.overlap, batch_size=options.batch_size
     )
+    save = options.save or (("color",) if options.format is None else ())
     images = find_images(inputs)
     predictor = load(run_name)
     console = _console()
     reporter = TerminalReporter(console)
-    windows = options.window is not None and len(images) == 1
+    windows = predictor.uses_windows(config) and len(images) == 1
     done_windows = 0
 
     def on_window(done: int, total: int) -> None:
@@ -300,7 +320,8 @@ def predict(arguments: list[str]) -> int:
         predictor,
         images,
         options.out,
-        save=options.save,
+        save=save,
+        server=options.format,
         config=config,
         overwrite=options.overwrite,
         progress=on_window,
@@ -311,9 +332,10 @@ def predict(arguments: list[str]) -> int:
             reporter.advance()
     reporter.end()
     rows = [[n, percent(s)] for n, s in sorted(shares.items(), key=lambda item: -item[1])]
+    kinds = [*save, *filter(None, [options.format])]
     console.print(table("Share of the pictures", {"class": "left", "%": "right"}, rows))
     console.print(
-        f"{len(images)} image{'s' * (len(images) > 1)}: {', '.join(options.save)} in {options.out}",
+        f"{len(images)} image{'s' * (len(images) > 1)}: {', '.join(kinds)} in {options.out}",
         highlight=False,
     )
     return 0
@@ -415,9 +437,10 @@ def list_names(arguments: list[str]) -> int:
         return 0
     if kind not in LISTED:
         raise unknown_name("list", kind, LISTED)
-    if part.startswith("-") or any(more):
+    refused = [a for a in (part, *more) if a.startswith("-")] or [a for a in more if a]
+    if refused:
         raise InputError(
-            f"ccsnet list {kind} takes one part of a name and --again, not {part or more[0]!r}."
+            f"ccsnet list {kind} takes one part of a name and --again, not {refused[0]!r}."
         )
     if kind in ("backbones", "recipes"):
         from ccsnet.catalogue import backbone_lines, recipe_lines
@@ -476,6 +499,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": evaluate,
     "predict": predict,
     "convert": convert,
+    "data": data,
     "demo": demo,
     "list": list_names,
 }

@@ -31,9 +31,7 @@ class OptimConfig:
     weight_decay: float = 0.01
     """Not applied to norms, biases and position embeddings."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """adamw: decay rates of its moments."""
-    momentum: float = 0.9
-    """sgd: share of the last step that is kept."""
+    """Decay rates of the moments; the momentum of sgd is the first."""
     layer_decay: float = 1.0
     """Each layer of the backbone learns at this share of the rate of the next; 1: all alike."""
     layer_decay_by: Literal["block", "stage"] = "block"
@@ -136,7 +134,7 @@ def create_optimizer(model: Segmenter, config: OptimConfig) -> torch.optim.Optim
     groups = parameter_groups(model, config)
     create = {
         "adamw": partial(torch.optim.AdamW, betas=config.betas),
-        "sgd": partial(torch.optim.SGD, momentum=config.momentum),
+        "sgd": partial(torch.optim.SGD, momentum=config.betas[0]),
     }[config.optimizer]
     optimizer = create(groups, lr=config.lr)
     for group in optimizer.param_groups:

@@ -6,10 +6,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 import torch
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from ccsnet.config import RunConfig
     from ccsnet.train import TrainingResult
+
+# A busy machine makes any example slow; how long one takes is not what is tested.
+settings.register_profile("ccsnet", deadline=None)
+settings.load_profile("ccsnet")
 
 # A shell that starts the tests in the background tells them to ignore Ctrl-C; some press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

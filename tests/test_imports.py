@@ -18,7 +18,7 @@ LEVELS = (
     ("plugins",),
     ("datasets",),
     ("backbones", "heads", "draw", "upsample"),
-    ("loss", "metrics", "data"),
+    ("loss", "metrics", "data", "sliding", "formats"),
     ("segmenter", "precision", "runlog"),
     ("optim",),
     ("config",),

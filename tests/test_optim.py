@@ -125,7 +125,7 @@ def test_positions_are_not_decayed(backbone, part):
 
 
 def test_sgd_keeps_momentum(model):
-    optimizer = create_optimizer(model, OptimConfig(optimizer="sgd", momentum=0.8))
+    optimizer = create_optimizer(model, OptimConfig(optimizer="sgd", betas=(0.8, 0.9)))
     assert isinstance(optimizer, torch.optim.SGD)
     assert all(g["momentum"] == 0.8 and not g["nesterov"] for g in optimizer.param_groups)
 

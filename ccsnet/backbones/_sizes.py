@@ -104,7 +104,8 @@ def _growth(old: int, new: int) -> float:
 @functools.lru_cache(maxsize=8)
 def _offset_index(grid: tuple[int, int]) -> Tensor:
     """For each pair of tokens, class token first, its row in the table."""
-    return gen_relative_position_index(grid)
+    # Named, so that a model built on no device does not leave an index without values here.
+    return gen_relative_position_index(grid, device=torch.device("cpu"))
 
 
 class _AnySizeHiera(Hiera):
