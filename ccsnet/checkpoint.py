@@ -40,6 +40,8 @@ class ClassInfo:
     channels: int = 3
     short_side: int | None = None
     long_side: int | None = None
+    window: tuple[int, int] | None = None
+    """Side and stride of the windows that images are tested in; none: as a whole."""
 
     @staticmethod
     def of(spec: DatasetSpec) -> "ClassInfo":
@@ -51,6 +53,7 @@ class ClassInfo:
             channels=spec.channels,
             short_side=spec.short_side,
             long_side=spec.long_side,
+            window=spec.window,
         )
 
     @property
@@ -188,6 +191,8 @@ def _read_info(text: str) -> ClassInfo:
     values: dict[str, Any] = json.loads(text)
     values["classes"] = tuple(values["classes"])
     values["colours"] = tuple(tuple(colour) for colour in values["colours"])
+    if values.get("window") is not None:
+        values["window"] = tuple(values["window"])
     return ClassInfo(**values)
 
 

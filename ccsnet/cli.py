@@ -264,7 +264,7 @@ class PredictArguments:
     """Folder for the results; one folder inside for each kind."""
     save: tuple[Literal["index", "color", "overlay"], ...] = ()
     """index: class numbers as grey values; color: the same as a palette PNG; overlay. None: color,
-    or with --format nothing beside it."""
+    unless --format is given."""
     format: Literal["cityscapes", "ade20k", "loveda"] | None = None
     """Write the numbers that this test server wants, as OUT/FORMAT/NAME-OF-IMAGE.png."""
     window: int | None = None

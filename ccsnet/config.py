@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ccsnet.data.loading import DataConfig
+from ccsnet.data.sampling import ClassWeights
 from ccsnet.errors import InputError, unknown_name
 from ccsnet.optim import OptimConfig
 from ccsnet.segmenter import ModelConfig
@@ -42,6 +43,8 @@ class TrainConfig:
     """Compile the network (torch.compile): a minute or two first, then faster steps on a GPU."""
     coarse_weight: float = 0.4
     """Of the coarse prediction's loss; the final prediction's is 1."""
+    class_weights: ClassWeights = "none"
+    """Of the loss: none | auto (median-frequency balancing) | a number for each class."""
     cpu: bool = False
     """Train on the processor even where there is a GPU."""
 
@@ -110,7 +113,10 @@ def _build(annotation: Any, value: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
-        return _build(next(a for a in arguments if a is not type(None)), value)
+        kinds = [a for a in arguments if a is not type(None)]
+        # Only a tuple becomes a JSON list.
+        tuples = [a for a in kinds if typing.get_origin(a) is tuple]
+        return _build(tuples[0] if tuples and isinstance(value, list) else kinds[0], value)
     if origin is tuple:
         return tuple(_build(arguments[0], item) for item in value)
     if annotation is Path:

@@ -1,14 +1,17 @@
 """Measure a model on a labelled set: batches by equal size, one streaming confusion matrix."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ccsnet.data.loading import Sample, batches_of_equal_size
+from ccsnet.datasets._spec import DatasetSpec
+from ccsnet.errors import InputError
 from ccsnet.metrics import ConfusionMatrix, Metrics
+from ccsnet.sliding import sliding_label
 from ccsnet.upsample import upsample_argmax
 
 
@@ -28,6 +31,7 @@ def evaluate(
     *,
     ignore_index: int = 255,
     batch_size: int = 8,
+    window: tuple[int, int] | None = None,
     per_image: bool = False,
     progress: Callable[[int], None] | None = None,
     reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
@@ -39,23 +43,27 @@ def evaluate(
         samples: Images at test size with labels at their own (`evaluation_samples`).
         classes: Names of the classes.
         ignore_index: The label that counts nowhere.
-        batch_size: Images of equal size per forward pass.
+        batch_size: Images of equal size, or windows of one image, per forward pass.
+        window: Side and stride in pixels of windows that each image is seen in. None: as a whole.
         per_image: Also rank the images.
         progress: Called with the number of images just done.
         reduce: Sums a tensor over the processes that share the set.
     """
     device = next(model.parameters()).device
+    # Images that are seen in windows need not have one size.
+    images_at_once = batch_size if window is None else 1
     was_training = model.training
     model.eval()
     total = ConfusionMatrix(len(classes), ignore_index)
     ranking: list[tuple[str, float]] = []
     count = 0
-    for batch in batches_of_equal_size(samples, batch_size):
-        images = torch.stack([sample.image for sample in batch]).to(device)
-        logits = model(images).logits
-        for sample, one in zip(batch, logits, strict=True):
-            label = sample.label.to(device)
-            prediction = upsample_argmax(one[None], (label.shape[0], label.shape[1]))[0]
+    for batch in batches_of_equal_size(samples, images_at_once):
+        if window is None:
+            predictions = _whole(model, batch, device)
+        else:
+            predictions = _in_windows(model, batch, len(classes), window, batch_size)
+        for sample, prediction in zip(batch, predictions, strict=True):
+            label, prediction = sample.label.to(device), prediction.to(device)
             total.update(label, prediction)
             if per_image:
                 alone = ConfusionMatrix(len(classes), ignore_index)
@@ -75,3 +83,53 @@ def evaluate(
     metrics = Metrics(classes=classes, confusion=total.matrix(), images=count)
     counted = [row for row in ranking if not math.isnan(row[1])]  # NaN: not one valid pixel.
     return Evaluation(metrics, sorted(counted, key=lambda row: row[1]))
+
+
+def _whole(model: nn.Module, batch: Sequence[Sample], device: torch.device) -> Iterator[Tensor]:
+    """Label maps of images of one size, each at its label's own."""
+    logits = model(torch.stack([sample.image for sample in batch]).to(device)).logits
+    for sample, one in zip(batch, logits, strict=True):
+        height, width = sample.label.shape
+        yield upsample_argmax(one[None], (height, width))[0]
+
+
+def _in_windows(
+    model: nn.Module,
+    batch: Sequence[Sample],
+    num_classes: int,
+    window: tuple[int, int],
+    batch_size: int,
+) -> Iterator[Tensor]:
+    """The same from overlapping windows, so many at once."""
+    side, stride = window
+    for sample in batch:
+        height, width = sample.label.shape
+        yield sliding_label(
+            model,
+            sample.image,
+            num_classes,
+            (height, width),
+            window=side,
+            stride=stride,
+            batch_size=batch_size,
+        )
+
+
+def labelled_split(spec: DatasetSpec, wanted: str) -> str:
+    """The split to measure on: `wanted`, or the only one with labels where it has none.
+
+    So a data set that is published for testing alone needs no word on its split.
+
+    Raises:
+        InputError: `wanted` does not do, and the data set has several splits with labels or none.
+    """
+    labelled = [name for name in spec.splits if all(part.labels for part in spec.parts(name))]
+    if wanted in labelled:
+        return wanted
+    if len(labelled) == 1:
+        return labelled[0]
+    what = "is published without labels" if wanted in spec.splits else "does not exist"
+    raise InputError(
+        f"The split {wanted!r} of {spec.name!r} {what}. Name one of those with labels by --split: "
+        f"{', '.join(labelled) or 'there is none'}."
+    )

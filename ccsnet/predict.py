@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Integer, Num, UInt8
-from torch import Tensor, nn
+from jaxtyping import Integer, Num, UInt8
+from torch import Tensor
 
 from ccsnet.checkpoint import Checkpoint, ClassInfo, load_model, read_checkpoint
 from ccsnet.data.images import read_image, write_index_png, write_palette_png, write_png
@@ -19,11 +19,12 @@ from ccsnet.data.loading import image_tensor
 from ccsnet.data.transforms import resize_aligned
 from ccsnet.draw import overlay
 from ccsnet.errors import InputError
+from ccsnet.formats import server_values
 from ccsnet.segmenter import Segmenter
+from ccsnet.sliding import sliding_label, stride_of
 from ccsnet.upsample import upsample_argmax
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".gif")
-LOGIT_STRIDE = 4
 Save = Literal["index", "color", "overlay"]
 
 
@@ -32,7 +33,8 @@ class PredictConfig:
     """How an image becomes a label map."""
 
     window: int | None = None
-    """Side of square windows in pixels; none: the image as a whole, resized as in evaluation."""
+    """Side of square windows over the image at its own size; none: as the model is evaluated, in
+    its data set's windows or as a whole."""
     overlap: float = 0.25
     """Share of a window's side that it has in common with its neighbour."""
     batch_size: int = 4
@@ -94,84 +96,6 @@ class Prediction:
             write_png(path, self.overlay())
 
 
-@torch.inference_mode()
-def sliding_logits(
-    model: nn.Module,
-    image: Num[Tensor, "C H W"],
-    num_classes: int,
-    *,
-    window: int,
-    overlap: float = 0.25,
-    batch_size: int = 4,
-    progress: Callable[[int, int], None] | None = None,
-) -> Float[Tensor, "N h w"]:
-    """Logits at stride 4 of an image of any size, from overlapping square windows.
-
-    Windows are blended with weights that fall linearly towards their edges, so that no seam shows.
-    Sums are kept at stride 4: a sixteenth of the memory of full-size logits.
-
-    Args:
-        model: A `Segmenter` in evaluation mode.
-        image: Raw pixel values.
-        num_classes: N.
-        window: Side of a window, a multiple of 32.
-        overlap: Share of the side that neighbours have in common.
-        batch_size: Windows in each forward pass.
-        progress: Called with windows done and windows in all.
-
-    Returns:
-        Logits of ceil(H / 4) x ceil(W / 4) places.
-    """
-    device = next(model.parameters()).device
-    rows, columns = (-(-side // LOGIT_STRIDE) for side in image.shape[-2:])
-    cells = window // LOGIT_STRIDE
-    tops, lefts = (_starts(side, cells, overlap) for side in (rows, columns))
-    padded = image.new_zeros(
-        image.shape[0],
-        max(rows, cells) * LOGIT_STRIDE,
-        max(columns, cells) * LOGIT_STRIDE,
-    )
-    padded[:, : image.shape[1], : image.shape[2]] = image
-    ramp = torch.arange(cells, dtype=torch.float32)
-    ramp = torch.minimum(ramp, ramp.flip(0)) + 1
-    weight = ramp[:, None] * ramp
-    total = torch.zeros(
-        num_classes, padded.shape[1] // LOGIT_STRIDE, padded.shape[2] // LOGIT_STRIDE
-    )
-    weights = torch.zeros(total.shape[1:])
-    places = [(top, left) for top in tops for left in lefts]
-    for start in range(0, len(places), batch_size):
-        group = places[start : start + batch_size]
-        crops = [
-            padded[
-                :,
-                top * LOGIT_STRIDE : (top + cells) * LOGIT_STRIDE,
-                left * LOGIT_STRIDE : (left + cells) * LOGIT_STRIDE,
-            ]
-            for top, left in group
-        ]
-        logits = model(torch.stack(crops).to(device)).logits.float().cpu()
-        if logits.shape[-1] != cells:  # A head whose logits are coarser than stride 4.
-            logits = torch.nn.functional.interpolate(
-                logits, size=(cells, cells), mode="bilinear", align_corners=False
-            )
-        for (top, left), one in zip(group, logits, strict=True):
-            total[:, top : top + cells, left : left + cells] += one * weight
-            weights[top : top + cells, left : left + cells] += weight
-        if progress is not None:
-            progress(min(start + batch_size, len(places)), len(places))
-    return (total / weights)[:, :rows, :columns]
-
-
-def _starts(length: int, window: int, overlap: float) -> list[int]:
-    """Where windows begin so that they cover `length`, evenly spread."""
-    if length <= window:
-        return [0]
-    step = max(1, round(window * (1 - overlap)))
-    count = -(-(length - window) // step) + 1
-    return [round(i * (length - window) / (count - 1)) for i in range(count)]
-
-
 class Predictor:
     """A trained model with all that it needs to label images.
 
@@ -201,7 +125,7 @@ class Predictor:
 
         Args:
             image: A file, or pixel values in RGB order, H x W x channels.
-            config: How; by default the image as a whole, resized as in evaluation.
+            config: How; by default as in evaluation.
             progress: Called with windows done and windows in all.
 
         Raises:
@@ -216,20 +140,8 @@ class Predictor:
                 f"The image has the shape {image.shape}; this model takes height x width x "
                 f"{self.info.channels} channels."
             )
-        height, width = image.shape[:2]
-        if config.window is not None:
-            logits = sliding_logits(
-                self.model,
-                image_tensor(image),
-                len(self.classes),
-                window=config.window,
-                overlap=config.overlap,
-                batch_size=config.batch_size,
-                progress=progress,
-            )[None]
-            # The logits' grid may reach 3 pixels beyond the image.
-            full = (logits.shape[2] * LOGIT_STRIDE, logits.shape[3] * LOGIT_STRIDE)
-            label = upsample_argmax(logits, full)[0, :height, :width]
+        if self.uses_windows(config):
+            label = self._in_windows(image, config, progress)
         else:
             label = self._whole(image)
         dtype = np.uint8 if self.info.ignore_index == 255 else np.uint16
@@ -238,6 +150,33 @@ class Predictor:
             classes=self.classes,
             colours=self.colours,
             image=image,
+        )
+
+    def uses_windows(self, config: PredictConfig) -> bool:
+        """Whether images are seen in windows, because the config or the data set says so."""
+        return config.window is not None or self.info.window is not None
+
+    def _in_windows(
+        self,
+        image: Num[np.ndarray, "H W C"],
+        config: PredictConfig,
+        progress: Callable[[int, int], None] | None,
+    ) -> Integer[Tensor, "H W"]:
+        if config.window is None:
+            assert self.info.window is not None, "the caller has asked uses_windows"
+            window, stride = self.info.window
+            seen = resize_aligned(image, self.info.short_side, self.info.long_side, multiple=1)
+        else:
+            window, stride, seen = config.window, stride_of(config.window, config.overlap), image
+        return sliding_label(
+            self.model,
+            image_tensor(seen),
+            len(self.classes),
+            (image.shape[0], image.shape[1]),
+            window=window,
+            stride=stride,
+            batch_size=config.batch_size,
+            progress=progress,
         )
 
     @torch.inference_mode()
@@ -326,6 +265,7 @@ def predict_files(
     out: Path,
     *,
     save: Sequence[Save] = ("color",),
+    server: str | None = None,
     config: PredictConfig | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -333,13 +273,14 @@ def predict_files(
     """Label files and write what is asked for to `out`/index, `out`/color, `out`/overlay.
 
     A file keeps its path below the folder that all the images share, so that equal names in two
-    folders do not meet.
+    folders do not meet. For a server, all files lie in the one folder `out`/NAME.
 
     Args:
         predictor: The model.
         images: Files, as from `find_images`.
         out: Folder, made if missing.
         save: What to write of each.
+        server: Also write what the server of this name wants, one of `ccsnet.formats.FORMATS`.
         config: How to predict.
         overwrite: Replace files that are there.
         progress: Called with windows done and windows in all, for each image.
@@ -348,8 +289,10 @@ def predict_files(
         Each image's prediction, after its files are written.
 
     Raises:
-        InputError: Two images would be written to one file, or a file is there already.
+        InputError: Two images would be written to one file, a file is there already, or the
+            model does not have the server's classes.
     """
+    values = None if server is None else server_values(server, predictor.classes)
     # Absolute, because "." and "/" have no folder in common; links stay what they are called.
     absolute = {image: Path(os.path.abspath(image)) for image in images}  # noqa: PTH100
     folder = os.path.commonpath([path.parent for path in absolute.values()])
@@ -357,6 +300,9 @@ def predict_files(
         image: [out / kind / path.relative_to(folder).with_suffix(".png") for kind in save]
         for image, path in absolute.items()
     }
+    if server is not None:
+        for image, files in targets.items():
+            files.append(out / server / f"{image.stem}.png")
     owner: dict[Path, Path] = {}
     for image, files in targets.items():
         for file in files:
@@ -372,6 +318,8 @@ def predict_files(
                 )
     for image, files in targets.items():
         prediction = predictor.predict(image, config, progress)
-        for kind, file in zip(save, files, strict=True):
+        for kind, file in zip(save, files, strict=False):  # The server's file comes after these.
             prediction.save(file, kind)
+        if values is not None:
+            write_index_png(files[-1], values[prediction.label])
         yield SavedPrediction(image, prediction, tuple(files))

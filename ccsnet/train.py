@@ -27,11 +27,13 @@ from ccsnet.data.loading import (
     test_sides,
     training_batches,
 )
+from ccsnet.data.sampling import scan_labels, settle_class_weights
+from ccsnet.datasets._spec import DatasetSpec
 from ccsnet.errors import InputError
 from ccsnet.evaluate import evaluate
 from ccsnet.files import atomic_path
 from ccsnet.heads._base import Output
-from ccsnet.loss import segmentation_loss
+from ccsnet.loss import segmentation_loss, total_weight
 from ccsnet.metrics import Metrics
 from ccsnet.optim import create_optimizer, set_lr
 from ccsnet.precision import Mode, autocast, in_memory_order
@@ -116,6 +118,8 @@ class _Run:
         else:
             check_classes(start, self.spec)
         config = with_statistics(config, self.spec, self.root)
+        with self.accelerator.main_process_first():  # The others find what it keeps.
+            config = _with_class_weights(config, self.spec, self.root, reporter)
         sides = test_sides(self.spec, config.data)
         self.info = replace(ClassInfo.of(self.spec), short_side=sides[0], long_side=sides[1])
 
@@ -145,6 +149,8 @@ class _Run:
         if start is not None and start.step:
             ckpt.restore_optimizer(self.optimizer, ckpt.training_tensors(start.path))
         self.network = self._in_parallel()
+        weights = config.train.class_weights
+        self.class_weights = None if weights == "none" else torch.tensor(weights)
 
         self.step = 0 if start is None else start.step
         self.whole = True  # False while the weights are between two steps.
@@ -204,14 +210,18 @@ class _Run:
         losses: dict[str, float] = {}
         images, labels = batch.image.chunk(train.accumulate), batch.label.chunk(train.accumulate)
         # A pass counts by its valid pixels, so that passes add up to the whole batch's loss.
-        valid = [int((label != self.spec.ignore_index).sum()) for label in labels]
+        valid = [
+            total_weight(label, self.spec.ignore_index, self.class_weights).item()
+            for label in labels
+        ]
         for image, label, pixels in zip(images, labels, valid, strict=True):
-            weight = pixels / max(sum(valid), 1)
+            weight = pixels / (sum(valid) or 1)
             terms = segmentation_loss(
                 self.network(in_memory_order(image.to(self.device), self.mode)),
                 label.to(self.device),
                 coarse_weight=train.coarse_weight,
                 ignore_index=self.spec.ignore_index,
+                class_weights=self.class_weights,
             )
             for name, term in terms.items():
                 losses[name] = losses.get(name, 0.0) + weight * term.item()
@@ -271,6 +281,7 @@ class _Run:
             self.config.data.val_split,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
+            multiple=32 if self.spec.window is None else 1,
         )
         self.reporter.start("validating", len(samples))
         shared = self.accelerator.num_processes > 1
@@ -280,6 +291,7 @@ class _Run:
             self.spec.classes,
             ignore_index=self.spec.ignore_index,
             batch_size=self.config.train.validate_batch_size,
+            window=self.spec.window,
             progress=self.reporter.advance,
             reduce=self._sum if shared else None,
         ).metrics
@@ -363,6 +375,17 @@ def _interrupt_held() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if asked:
         raise KeyboardInterrupt
+
+
+def _with_class_weights(
+    config: RunConfig, spec: DatasetSpec, root: Path, reporter: Reporter
+) -> RunConfig:
+    """Class weights as numbers; what they and the sampler need of the labels is read here."""
+    data, weights = config.data, config.train.class_weights
+    if data.knows_classes or weights == "auto":
+        scan_labels(spec, root, data.train_split, workers=data.num_workers, reporter=reporter)
+    settled = settle_class_weights(weights, spec, root, data.train_split, data.num_workers)
+    return replace(config, train=replace(config.train, class_weights=settled))
 
 
 def _check_folder(out: Path, resume: bool) -> None:

@@ -18,10 +18,8 @@ from ccsnet.predict import (
     Predictor,
     find_images,
     predict_files,
-    sliding_logits,
 )
-from ccsnet.segmenter import create_segmenter
-from tests.shapes import CLASSES, COLOURS, tiny_model
+from tests.shapes import CLASSES, COLOURS
 
 
 @pytest.fixture(scope="module")
@@ -34,19 +32,6 @@ def prediction():
     label = np.array([[0, 0, 2], [0, 2, 2]], np.uint8)
     image = np.full((2, 3, 3), 100, np.uint8)
     return Prediction(label=label, classes=CLASSES, colours=COLOURS, image=image)
-
-
-class Pooled(nn.Module):
-    """A model without borders: each place's logits are means of the pixels under it."""
-
-    def __init__(self, stride=4):
-        super().__init__()
-        self.stride = stride
-        self.weight = nn.Parameter(torch.ones(()))
-
-    def forward(self, image):
-        pooled = nn.functional.avg_pool2d(image.float(), self.stride)
-        return Output(self.weight * torch.cat([pooled, -pooled], dim=1))
 
 
 # One image
@@ -108,60 +93,6 @@ def test_missing_and_damaged_images(predictor, tmp_path):
 def test_settings_out_of_range(settings, text):
     with pytest.raises(InputError, match=text):
         PredictConfig(**settings)
-
-
-# Windows
-
-
-@pytest.mark.parametrize("size", [(64, 64), (65, 97), (200, 130), (20, 300), (7, 9)])
-@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
-def test_a_constant_image_has_no_seams(size, overlap):
-    image = torch.full((1, *size), 3, dtype=torch.uint8)
-    logits = sliding_logits(Pooled(), image, 2, window=64, overlap=overlap, batch_size=3)
-    rows, columns = -(-size[0] // 4), -(-size[1] // 4)
-    assert logits.shape == (2, rows, columns)
-    inside = logits[:, : size[0] // 4, : size[1] // 4]  # The last places may reach over the edge.
-    expected = torch.tensor([3.0, -3.0])[:, None, None].expand_as(inside)
-    torch.testing.assert_close(inside, expected)
-
-
-def test_windows_of_a_local_model_equal_the_whole():
-    image = torch.randint(0, 256, (3, 200, 132), dtype=torch.uint8)
-    model = Pooled()
-    whole = model(image[None]).logits[0].detach()
-    torch.testing.assert_close(sliding_logits(model, image, 6, window=64), whole)
-
-
-def test_one_window_equals_the_forward_pass():
-    torch.manual_seed(0)
-    model = create_segmenter(tiny_model(), num_classes=3).eval()
-    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
-    with torch.no_grad():
-        whole = model(image[None]).logits[0]
-    torch.testing.assert_close(sliding_logits(model, image, 3, window=64), whole)
-    # A smaller image is seen with nothing beside it.
-    small = image[:, :40, :52]
-    padded = torch.zeros_like(image)
-    padded[:, :40, :52] = small
-    with torch.no_grad():
-        expected = model(padded[None]).logits[0, :, :10, :13]
-    torch.testing.assert_close(sliding_logits(model, small, 3, window=64), expected)
-
-
-def test_coarser_logits_are_brought_to_stride_4():
-    image = torch.full((1, 100, 80), 7, dtype=torch.uint8)
-    logits = sliding_logits(Pooled(stride=16), image, 2, window=64)
-    assert logits.shape == (2, 25, 20)
-    assert (logits[0, :20] > 6.9).all()
-
-
-def test_windows_are_told_and_batched():
-    image = torch.zeros(1, 160, 160, dtype=torch.uint8)
-    told = []
-    sliding_logits(
-        Pooled(), image, 2, window=64, overlap=0.0, batch_size=4, progress=lambda *a: told.append(a)
-    )
-    assert told == [(4, 9), (8, 9), (9, 9)]
 
 
 def test_whole_image_uses_the_size_of_evaluation(predictor):

@@ -3,22 +3,28 @@
 Letters: B images, C bands, H W a size as read, h w a size as made.
 """
 
-import os
-import signal
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
-from jaxtyping import Int32, Int64, UInt8, UInt16
+from jaxtyping import Float64, Int32, Int64, UInt8, UInt16
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ccsnet.data.images import read_image, read_label
+from ccsnet.data.record import refuse_unfinished
+from ccsnet.data.sampling import (
+    epoch_length,
+    rare_class_odds,
+    repeat_factors,
+    repeated_order,
+    scan_labels,
+)
 from ccsnet.data.transforms import Augmentation, augment, resize_aligned
+from ccsnet.data.workers import Failure, num_processors, start_worker
 from ccsnet.datasets._folder import read_spec
 from ccsnet.datasets._spec import DatasetSpec, Pair
 from ccsnet.errors import InputError
@@ -58,6 +64,13 @@ class DataConfig:
     photometric: bool = True
     """Change brightness, contrast, saturation and hue of training samples."""
 
+    repeat_threshold: float | None = None
+    """Images with classes in less than this share of all images are shown more often (LVIS's
+    repeat-factor sampling); none: all alike."""
+
+    rare_crop: float = 0.0
+    """Share of training samples whose crop shows a pixel of a rare class (DAFormer's odds)."""
+
     train_split: str = "train"
     """The split to learn from."""
 
@@ -81,6 +94,10 @@ class DataConfig:
             )
         if not 0 < self.max_class_share <= 1:
             raise InputError(f"max_class_share is {self.max_class_share}; it must be in (0, 1].")
+        if self.repeat_threshold is not None and not 0 < self.repeat_threshold <= 1:
+            raise InputError(f"repeat_threshold is {self.repeat_threshold}; it must be in (0, 1].")
+        if not 0 <= self.rare_crop <= 1:
+            raise InputError(f"rare_crop is {self.rare_crop}; it must be in [0, 1].")
         if self.workers < -1:
             raise InputError(f"workers is {self.workers}; it must be -1 (automatic), 0 or more.")
         for name, size in self._sizes():
@@ -94,11 +111,12 @@ class DataConfig:
     @property
     def num_workers(self) -> int:
         """Processes that read ahead, with -1 resolved."""
-        if self.workers >= 0:
-            return self.workers
-        affinity = getattr(os, "sched_getaffinity", None)  # Linux only.
-        processors = len(affinity(0)) if affinity else os.cpu_count() or 1
-        return min(4, processors - 1)
+        return self.workers if self.workers >= 0 else min(4, num_processors() - 1)
+
+    @property
+    def knows_classes(self) -> bool:
+        """Whether samples depend on which classes the training labels hold."""
+        return self.repeat_threshold is not None or self.rare_crop > 0
 
 
 class Batch(NamedTuple):
@@ -114,21 +132,12 @@ class Sample(NamedTuple):
     """One image for evaluation."""
 
     image: UInt8[Tensor, "C h w"] | Int32[Tensor, "C h w"]
-    """Resized as for testing: both sides multiples of 32."""
+    """Resized as for testing: both sides multiples of 32 unless it is seen in windows."""
     label: Int64[Tensor, "H W"]
     """At the size of the file."""
     name: str
     size: tuple[int, int]
     """Height and width of the file."""
-
-
-class Failure(NamedTuple):
-    """An error of a worker process, handed over as a value.
-
-    A DataLoader would wrap the exception in its own text with a traceback.
-    """
-
-    error: Exception
 
 
 def open_dataset(config: DataConfig) -> tuple[DatasetSpec, Path]:
@@ -138,7 +147,8 @@ def open_dataset(config: DataConfig) -> tuple[DatasetSpec, Path]:
 
     Raises:
         FileNotFoundError: The named folder or file does not exist.
-        InputError: No data set has that name, or its description is wrong.
+        InputError: No data set has that name, its description is wrong, or the preparation of its
+            folder is not finished.
     """
     name = config.dataset
     if ":" not in name and ("/" in name or name in (".", "..") or name.endswith((".yaml", ".yml"))):
@@ -155,6 +165,7 @@ def open_dataset(config: DataConfig) -> tuple[DatasetSpec, Path]:
     root = root if config.root is None else config.root.expanduser()
     if spec.prepare is not None and not root.exists():
         spec.prepare(root)
+    refuse_unfinished(root, name)
     return spec, root
 
 
@@ -178,6 +189,7 @@ def augmentation(spec: DatasetSpec, config: DataConfig) -> Augmentation:
         max_class_share=config.max_class_share,
         flip=config.flip,
         photometric=config.photometric,
+        rare_crop=config.rare_crop,
     )
 
 
@@ -222,29 +234,49 @@ def sample_order(seed: int, epoch: int, num: int) -> Int64[np.ndarray, " num"]:
 class _TrainingSamples(Dataset):
     """Sample n of the whole run, for any n."""
 
-    def __init__(self, pairs: list[Pair], spec: DatasetSpec, how: Augmentation, seed: int) -> None:
+    def __init__(
+        self,
+        pairs: list[Pair],
+        spec: DatasetSpec,
+        how: Augmentation,
+        seed: int,
+        factors: Float64[np.ndarray, " images"] | None = None,
+    ) -> None:
         self.pairs, self.spec, self.how, self.seed = pairs, spec, how, seed
+        self.factors = factors
+        self.length = len(pairs) if factors is None else epoch_length(factors)
         self.epoch, self.order = -1, np.empty(0, np.int64)
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray, str] | Failure:
         try:
-            epoch, place = divmod(number, len(self.pairs))
+            epoch, place = divmod(number, self.length)
             if epoch != self.epoch:
-                self.epoch, self.order = epoch, sample_order(self.seed, epoch, len(self.pairs))
+                self.epoch, self.order = epoch, self._order(epoch)
             index = int(self.order[place])
             pair = self.pairs[index]
             image, label = read_pair(pair, self.spec)
-            rng = np.random.default_rng((self.seed, epoch, index))
+            # An image that is shown twice in an epoch is not made the same twice.
+            again = () if self.factors is None else (place,)
+            rng = np.random.default_rng((self.seed, epoch, index, *again))
             return *augment(image, label, rng, self.how), pair.name
         except (InputError, OSError) as error:
             return Failure(error)
 
+    def _order(self, epoch: int) -> Int64[np.ndarray, " samples"]:
+        if self.factors is None:
+            return sample_order(self.seed, epoch, len(self.pairs))
+        return repeated_order(self.seed, epoch, self.factors)
+
 
 class _EvaluationSamples(Dataset):
     def __init__(
-        self, pairs: list[Pair], spec: DatasetSpec, sides: tuple[int | None, int | None]
+        self,
+        pairs: list[Pair],
+        spec: DatasetSpec,
+        sides: tuple[int | None, int | None],
+        multiple: int,
     ) -> None:
-        self.pairs, self.spec, self.sides = pairs, spec, sides
+        self.pairs, self.spec, self.sides, self.multiple = pairs, spec, sides, multiple
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -254,7 +286,7 @@ class _EvaluationSamples(Dataset):
             pair = self.pairs[index]
             image, label = read_pair(pair, self.spec)
             size = (image.shape[0], image.shape[1])
-            resized = resize_aligned(image, *self.sides)
+            resized = resize_aligned(image, *self.sides, self.multiple)
             return Sample(image_tensor(resized), torch.from_numpy(label), pair.name, size)
         except (InputError, OSError) as error:
             return Failure(error)
@@ -290,8 +322,8 @@ def training_batches(
 ) -> SafeLoader:
     """This process's share of the batches from `start_step` to `steps`.
 
-    The order needs no state: sample n of a run is entry n % len of the permutation of epoch
-    n // len. So a run that starts at a later step sees what it would have seen, whatever the
+    The order needs no state: sample n of a run is entry n % length of the order of epoch
+    n // length. So a run that starts at a later step sees what it would have seen, whatever the
     number of workers or processes.
 
     Args:
@@ -323,8 +355,14 @@ def training_batches(
         list(range(step * batch_size + first, step * batch_size + first + share))
         for step in range(start_step, steps)
     ]
+    how, factors = augmentation(spec, config), None
+    if config.knows_classes:
+        scan = scan_labels(spec, root, config.train_split, workers=config.num_workers)
+        how = replace(how, class_odds=rare_class_odds(scan.pixels))
+        if config.repeat_threshold is not None:
+            factors = repeat_factors(scan.present, config.repeat_threshold)
     return SafeLoader(
-        _TrainingSamples(pairs, spec, augmentation(spec, config), seed),
+        _TrainingSamples(pairs, spec, how, seed, factors),
         batch_sampler=numbers,
         collate_fn=_collate,
         **_worker_settings(config, len(numbers)),
@@ -357,15 +395,25 @@ def evaluation_samples(
     split: str,
     rank: int = 0,
     world_size: int = 1,
+    multiple: int = 32,
 ) -> EvaluationSamples:
     """This process's share of a split; shares differ by at most one image.
+
+    Args:
+        spec: The data set.
+        root: Its folder.
+        config: The size of the images and the number of workers.
+        split: Which split.
+        rank: Which process this is.
+        world_size: How many processes share the split.
+        multiple: What the sides are rounded up to; 1 for images that are seen in windows.
 
     Raises:
         FileNotFoundError: The data is not there.
         InputError: The split is unknown or empty, or an image has no label.
     """
     pairs = spec.pairs(root, split)[rank::world_size]
-    samples = _EvaluationSamples(pairs, spec, test_sides(spec, config))
+    samples = _EvaluationSamples(pairs, spec, test_sides(spec, config), multiple)
     return EvaluationSamples(
         SafeLoader(
             samples, batch_size=None, collate_fn=_as_is, **_worker_settings(config, len(pairs))
@@ -423,8 +471,9 @@ def _collate(samples: list[tuple[np.ndarray, np.ndarray, str] | Failure]) -> Bat
             )
         )
     # numpy, because torch would start threads for each of these small copies: ten times slower.
-    stacked = np.stack(images).transpose(0, 3, 1, 2)
-    return Batch(_numbers_tensor(stacked), torch.from_numpy(np.stack(labels)), names)
+    # The bands stay last in memory, where the files and many networks have them.
+    stacked = _numbers_tensor(np.stack(images)).permute(0, 3, 1, 2)
+    return Batch(stacked, torch.from_numpy(np.stack(labels)), names)
 
 
 def _with_int64_label(batch: Any) -> Any:
@@ -439,10 +488,4 @@ def _as_is(sample: Any) -> Any:
 def _worker_settings(config: DataConfig, num_batches: int) -> dict[str, Any]:
     # More workers than batches would only start and stop.
     num = min(config.num_workers, num_batches)
-    return {"num_workers": num, "worker_init_fn": _start_worker if num else None}
-
-
-def _start_worker(_: int) -> None:
-    # Ctrl-C reaches every process of a terminal; the main one saves, then ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(0)  # Workers are the parallelism; threads in each would compete.
+    return {"num_workers": num, "worker_init_fn": start_worker if num else None}

@@ -25,6 +25,12 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE_DEGREES = 32.0, 0.5, 0.5, 18.0
 LUMA = np.array([0.299, 0.587, 0.114])
 """How bright red, green and blue look. Source: ITU-R BT.601."""
 
+# What `colour_matrix` mixes: the colour itself, its part along the grey axis, its product with that
+# axis, and how bright it looks.
+_SAME, _GREY = np.eye(3), np.full((3, 3), 1 / 3)
+_CROSS = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+_PALE = np.outer(np.ones(3), LUMA)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
@@ -38,6 +44,9 @@ class Augmentation:
     max_class_share: float = 0.75
     flip: bool = True
     photometric: bool = True
+    rare_crop: float = 0.0
+    class_odds: tuple[float, ...] = ()
+    """How likely a crop of `rare_crop` looks for each class; see `sampling.rare_class_odds`."""
 
 
 def augment(
@@ -57,7 +66,7 @@ def augment(
     image = resize_image(image[rows, columns], made)
     label = resize_label(label[rows, columns], made)
     if how.flip and rng.random() < 0.5:
-        image, label = image[:, ::-1], label[:, ::-1]
+        image, label = mirror(image), mirror(label)
     if how.photometric:
         image = recolour(np.ascontiguousarray(image), rng)
     return pad(image, how.crop, 0), pad(label, how.crop, how.ignore_index)
@@ -109,12 +118,17 @@ def choose_crop(
         label: The label map as read.
         size: Height and width that the whole map would be scaled to.
         rng: Where the choice comes from.
-        how: Gives the crop's size and the largest share of one class.
+        how: Gives the crop's size, the largest share of one class, and what rare classes get.
     """
     rows = columns = slice(0, 0)
+    pixel = (None, None)
+    # Nothing is drawn where the setting is off, so that it changes no other run.
+    if how.rare_crop > 0 and rng.random() < how.rare_crop:
+        pixel = _pixel_of_rare_class(label, rng, how) or pixel
     for _ in range(CROP_TRIES):
         rows, columns = (
-            _window(label.shape[axis], size[axis], how.crop[axis], rng) for axis in (0, 1)
+            _window(label.shape[axis], size[axis], how.crop[axis], rng, pixel[axis])
+            for axis in (0, 1)
         )
         share = _largest_share(label[rows, columns], how.ignore_index)
         if share <= how.max_class_share or how.max_class_share >= 1:
@@ -122,10 +136,37 @@ def choose_crop(
     return rows, columns
 
 
-def _window(length: int, scaled: int, crop: int, rng: np.random.Generator) -> slice:
-    """One random window along one side, mapped back to the unscaled side."""
+def _pixel_of_rare_class(
+    label: Label, rng: np.random.Generator, how: Augmentation
+) -> tuple[int, int] | None:
+    """A pixel of one of the image's classes, drawn by their odds; None: nothing is labelled."""
+    odds = np.array(how.class_odds)
+    odds *= np.bincount(label.ravel(), minlength=len(odds))[: len(odds)] > 0
+    if not odds.any():
+        return None
+    wanted = rng.choice(len(odds), p=odds / odds.sum())
+    row, column = divmod(int(rng.choice(np.flatnonzero(label == wanted))), label.shape[1])
+    return row, column
+
+
+def _window(
+    length: int, scaled: int, crop: int, rng: np.random.Generator, pixel: int | None = None
+) -> slice:
+    """One random window along one side, mapped back to the unscaled side.
+
+    Args:
+        length: Of the unscaled side.
+        scaled: Of the scaled one.
+        crop: Of the window on the scaled side.
+        rng: Where the choice comes from.
+        pixel: A place on the unscaled side that the window shows, anywhere in it.
+    """
     shown = min(crop, scaled)
-    start = int(rng.integers(scaled - shown + 1))
+    low, high = 0, scaled - shown
+    if pixel is not None:
+        high = min(high, math.floor(pixel * scaled / length))
+        low = min(high, max(low, math.ceil((pixel + 1) * scaled / length) - shown))
+    start = int(rng.integers(low, high + 1))
     first = round(start * length / scaled)
     last = round((start + shown) * length / scaled)
     first = min(first, length - 1)
@@ -158,6 +199,12 @@ def resize_label(label: Label, size: tuple[int, int]) -> LabelMade:
     return np.asarray(made)
 
 
+def mirror(pixels: np.ndarray) -> np.ndarray:
+    """Left and right exchanged."""
+    made = np.asarray(cv2.flip(pixels, 1))  # 30 times as fast as copying a reversed view.
+    return made.reshape(pixels.shape)  # OpenCV drops a single band.
+
+
 def recolour(image: Image, rng: np.random.Generator) -> Image:
     """Photometric distortion: brightness, contrast, saturation and hue, each half the time.
 
@@ -185,12 +232,9 @@ def recolour(image: Image, rng: np.random.Generator) -> Image:
 
 def colour_matrix(saturation: float, hue: float) -> Float32[np.ndarray, "3 3"]:
     """Scale the distance to grey, and turn around the grey axis by an angle in radians."""
-    grey = np.full((3, 3), 1 / 3)
-    cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
     # Source: Rodrigues' formula about the axis (1, 1, 1) / sqrt(3).
-    turn = math.cos(hue) * np.eye(3) + math.sin(hue) * cross + (1 - math.cos(hue)) * grey
-    pale = np.outer(np.ones(3), LUMA)
-    return (turn @ (saturation * np.eye(3) + (1 - saturation) * pale)).astype(np.float32)
+    turn = math.cos(hue) * _SAME + math.sin(hue) * _CROSS + (1 - math.cos(hue)) * _GREY
+    return (turn @ (saturation * _SAME + (1 - saturation) * _PALE)).astype(np.float32)
 
 
 def pad(pixels: np.ndarray, size: tuple[int, int], value: int) -> np.ndarray:

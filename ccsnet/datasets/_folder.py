@@ -1,21 +1,27 @@
 """Your own data: a folder with a `dataset.yaml`. The format is told in docs/own-data.md."""
 
-import colorsys
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ccsnet.datasets._spec import Colour, DatasetSpec, Split
+from ccsnet.datasets._folder_labels import distinct_colours, is_whole, read_coding, wrong
+from ccsnet.datasets._spec import DatasetSpec, Split
 from ccsnet.errors import InputError, unknown_name
+
+__all__ = ["FILE_NAME", "distinct_colours", "read_spec"]
 
 FILE_NAME = "dataset.yaml"
 REQUIRED = ("classes", "images", "labels")
 OPTIONAL = (
-    *("name", "colours", "ignore_raw", "raw_values", "splits", "channels"),
-    *("short_side", "long_side", "crop", "licence", "source"),
+    *("name", "root", "colours", "raw_values", "raw_colours", "ignore_raw", "merge", "ignore"),
+    *("splits", "split", "channels", "short_side", "long_side", "crop", "window"),
+    *("licence", "source"),
 )
+SHARED = ("train", "val", "test")
+"""What the numbers of `split` are the shares of."""
 
 
 def read_spec(path: Path) -> tuple[DatasetSpec, Path]:
@@ -39,27 +45,25 @@ def read_spec(path: Path) -> tuple[DatasetSpec, Path]:
             "  labels: labels/{split}/*.png\n  splits: [train, val]"
         )
     entries = _entries(file)
-    classes = _class_names(file, entries["classes"])
-    raw_to_class = _raw_to_class(file, entries.get("raw_values"), classes)
-    root = file.parent
-    text = {key: _text(file, key, entries[key]) for key in ("images", "labels")}
-    optional = {
-        key: _text(file, key, entries[key]) for key in ("name", "licence") if key in entries
+    coding = read_coding(file, entries)
+    text = {
+        key: _text(file, key, entries[key])
+        for key in ("images", "labels", "name", "root", "licence", "source")
+        if key in entries
     }
+    root = file.parent / Path(text["root"]).expanduser() if "root" in text else file.parent
     try:
         spec = DatasetSpec(
-            name=optional.get("name", file.resolve().parent.name),
-            classes=classes,
-            colours=_colours(file, entries.get("colours"), len(classes)),
-            raw_to_class=raw_to_class,
-            ignore_raw=_ignore_raw(file, entries.get("ignore_raw"), raw_to_class),
-            splits=_splits(file, entries.get("splits", ["train", "val"]), **text),
+            name=text.get("name", file.resolve().parent.name),
+            **vars(coding),
+            splits=_splits(file, entries, text["images"], text["labels"]),
             channels=_whole(file, "channels", entries.get("channels", 3)),
             short_side=_side(file, "short_side", entries),
             long_side=_side(file, "long_side", entries),
-            crop=_crop(file, entries.get("crop", [512, 512])),
-            licence=optional.get("licence", "not stated"),
-            source=_text(file, "source", entries.get("source", f"{file} says where files lie.")),
+            crop=_two(file, "crop", entries.get("crop", [512, 512]), "[height, width]"),
+            window=_window(file, entries.get("window")),
+            licence=text.get("licence", "not stated"),
+            source=text.get("source", f"{file} says where files lie."),
             default_root=str(root),
         )
     except InputError as error:
@@ -69,33 +73,14 @@ def read_spec(path: Path) -> tuple[DatasetSpec, Path]:
     return spec, root
 
 
-def distinct_colours(num: int) -> tuple[Colour, ...]:
-    """So many colours that differ, always the same ones, black left free for unlabelled pixels."""
-    colours: list[Colour] = []
-    taken = {(0, 0, 0)}
-    for index in range(num):
-        # Hues in steps of the golden ratio never repeat and stay far apart for any number.
-        hue = (index * 0.61803398875) % 1
-        saturation, value = (0.65, 0.9, 0.4)[index % 3], (0.95, 0.65)[index // 3 % 2]
-        parts = [round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value)]
-        while tuple(parts) in taken:
-            parts[index % 3] = (parts[index % 3] + 1) % 256
-        colour = (parts[0], parts[1], parts[2])
-        taken.add(colour)
-        colours.append(colour)
-    return tuple(colours)
-
-
-def _wrong(file: Path, key: str, got: Any, allowed: str) -> InputError:
-    return InputError(f"{file}: `{key}` is {got!r}; it must be {allowed}.")
-
-
 def _entries(file: Path) -> dict[str, Any]:
     """The file's keys, all of them known and none missing."""
     try:
         entries = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: this is no YAML text: {error}") from error
+        colour = re.search(rb"#[0-9a-fA-F]{6}", file.read_bytes())
+        hint = " Colours need quotes: '#rrggbb'." if colour else ""
+        raise InputError(f"{file}: this is no YAML text: {error}{hint}") from error
     if not isinstance(entries, dict):
         raise InputError(
             f"{file}: expected lines of `key: value`, found {type(entries).__name__}. "
@@ -115,13 +100,13 @@ def _entries(file: Path) -> dict[str, Any]:
 
 def _text(file: Path, key: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise _wrong(file, key, value, "text")
+        raise wrong(file, key, value, "text")
     return value
 
 
 def _whole(file: Path, key: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise _wrong(file, key, value, "a whole number")
+    if not is_whole(value):
+        raise wrong(file, key, value, "a whole number")
     return value
 
 
@@ -129,91 +114,91 @@ def _side(file: Path, key: str, entries: Mapping[str, Any]) -> int | None:
     return _whole(file, key, entries[key]) if key in entries else None
 
 
-def _crop(file: Path, value: Any) -> tuple[int, int]:
+def _two(file: Path, key: str, value: Any, allowed: str) -> tuple[int, int]:
     if not isinstance(value, list) or len(value) != 2:
-        raise _wrong(file, "crop", value, "[height, width]")
-    return _whole(file, "crop", value[0]), _whole(file, "crop", value[1])
+        raise wrong(file, key, value, allowed)
+    return _whole(file, key, value[0]), _whole(file, key, value[1])
 
 
-def _class_names(file: Path, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise _wrong(file, "classes", value, "a list of names, such as [road, car]")
-    for name in value:
-        if isinstance(name, bool):
-            raise InputError(
-                f"{file}: `classes` holds yes, no, on, off, true or false, which YAML reads as "
-                f"{name}. Put that name in quotes."
-            )
-        if not isinstance(name, str | int):
-            raise _wrong(file, "classes", value, "a list of names, such as [road, car]")
-    return tuple(str(name).strip() for name in value)
-
-
-def _colours(file: Path, value: Any, num: int) -> tuple[Colour, ...]:
+def _window(file: Path, value: Any) -> tuple[int, int] | None:
     if value is None:
-        return distinct_colours(num)
-    allowed = "a list with one [red, green, blue] (0-255) or '#rrggbb' per class"
-    if not isinstance(value, list):
-        raise _wrong(file, "colours", value, allowed)
-    colours = []
-    for colour in value:
-        if isinstance(colour, str) and len(colour) == 7 and colour.startswith("#"):
-            try:
-                colour = list(bytes.fromhex(colour[1:]))
-            except ValueError as error:
-                raise _wrong(file, "colours", colour, allowed) from error
-        if not isinstance(colour, list) or len(colour) != 3:
-            raise _wrong(file, "colours", colour, allowed)
-        red, green, blue = (_whole(file, "colours", part) for part in colour)
-        colours.append((red, green, blue))
-    return tuple(colours)
-
-
-def _raw_to_class(file: Path, value: Any, classes: tuple[str, ...]) -> dict[int, int]:
-    if value is None:
-        return {index: index for index in range(len(classes))}
-    if isinstance(value, list):
-        if len(value) != len(classes):
-            raise InputError(
-                f"{file}: `raw_values` lists {len(value)} values for {len(classes)} classes; give "
-                "one per class in the same order, or `value: class name` lines."
-            )
-        value = dict(zip((_whole(file, "raw_values", raw) for raw in value), classes, strict=True))
-        if len(value) != len(classes):
-            raise InputError(f"{file}: `raw_values` lists a value twice; each names one class.")
-    if not isinstance(value, dict):
-        raise _wrong(file, "raw_values", value, "a list of values or `value: class name` lines")
-    raw_to_class = {}
-    for raw, name in value.items():
-        if str(name) not in classes:
-            raise InputError(f"{file}: `raw_values`: {unknown_name('class', str(name), classes)}")
-        raw_to_class[_whole(file, "raw_values", raw)] = classes.index(str(name))
-    return raw_to_class
-
-
-def _ignore_raw(file: Path, value: Any, raw_to_class: Mapping[int, int]) -> frozenset[int] | None:
-    if value is None:
-        return frozenset({255}) - frozenset(raw_to_class)
-    if value == "rest":
         return None
-    values = value if isinstance(value, list) else [value]
-    for raw in values:
-        if not isinstance(raw, int) or isinstance(raw, bool):
-            raise _wrong(file, "ignore_raw", value, "a list of whole numbers, or the word rest")
-    return frozenset(values)
+    side, stride = _two(file, "window", value, "[side, stride]")
+    if not 0 < stride <= side:
+        raise wrong(file, "window", value, "[side, stride] with 0 < stride <= side")
+    return side, stride
 
 
-def _splits(file: Path, value: Any, *, images: str, labels: str) -> dict[str, Split]:
-    if not isinstance(value, list) or not value or not all(isinstance(s, str) for s in value):
-        raise _wrong(file, "splits", value, "a list of names, such as [train, val]")
-    for key, pattern in (("images", images), ("labels", labels)):
-        if len(value) > 1 and "{split}" not in pattern:
+def _splits(file: Path, entries: Mapping[str, Any], images: str, labels: str) -> dict[str, Split]:
+    patterns = {"images": images, "labels": labels}
+    for key, pattern in patterns.items():
+        _check_braces(file, key, pattern)
+    if images == labels:
+        raise InputError(
+            f"{file}: `images` and `labels` are both {images!r}; labels lie in another folder, or "
+            "their names differ, such as images: data/*.jpg and labels: data/*_mask.png."
+        )
+    if "split" in entries:
+        if "splits" in entries:
+            raise InputError(f"{file}: `split` (shares) and `splits` (names): leave out one.")
+        return _shares(file, entries["split"], patterns)
+    value = entries.get("splits", ["train", "val"])
+    if isinstance(value, list):
+        value = {name: name for name in value if isinstance(name, str)} if value else None
+    allowed = "a list of names, such as [train, val], or `name: list.txt` or `name: folder` lines"
+    if not isinstance(value, dict) or len(value) != len(entries.get("splits", value)):
+        raise wrong(file, "splits", entries["splits"], allowed)
+    splits = {}
+    for name, where in value.items():
+        if not isinstance(name, str) or not isinstance(where, str) or not where:
+            raise wrong(file, "splits", entries["splits"], allowed)
+        listed = where.endswith(".txt")
+        spelt = name if listed else where
+        splits[name] = Split(
+            images=images.replace("{split}", spelt),
+            labels=labels.replace("{split}", spelt),
+            names=where if listed else None,
+        )
+    for key, pattern in patterns.items():
+        together = [name for name, where in value.items() if not where.endswith(".txt")]
+        if len(together) > 1 and "{split}" not in pattern:
             raise InputError(
                 f"{file}: `{key}` is {pattern!r}, the same files for the splits "
-                f"{', '.join(value)}. Write {{split}} where their folders differ, such as "
-                f"{key}/{{split}}/*.png."
+                f"{', '.join(together)}. Write {{split}} where their folders differ, such as "
+                f"{key}/{{split}}/*.png; or `split: 0.8` for a random share to train on; or "
+                "`splits: {train: train.txt, val: val.txt}` for lists of names."
             )
+    return splits
+
+
+def _check_braces(file: Path, key: str, pattern: str) -> None:
+    rest = re.sub(r"\{[^{},]*(,[^{},]*)+\}", "", pattern.replace("{split}", ""))
+    if "{" in rest or "}" in rest:
+        raise InputError(
+            f"{file}: `{key}` is {pattern!r}; braces hold the word split, or what a file may be "
+            "called, such as *.{jpg,png}."
+        )
+
+
+def _shares(file: Path, value: Any, patterns: Mapping[str, str]) -> dict[str, Split]:
+    """Splits by the names' hashes: a share to train on, the rest to validate on, or all three."""
+    allowed = "a share to train on, such as 0.8, or shares of train, val and test that add up to 1"
+    shares = value if isinstance(value, list) else [value]
+    if not all(isinstance(s, int | float) and not isinstance(s, bool) for s in shares):
+        raise wrong(file, "split", value, allowed)
+    if len(shares) == 1:
+        shares = [shares[0], 1 - shares[0]]
+    if not 2 <= len(shares) <= 3 or abs(sum(shares) - 1) > 1e-6 or min(shares) <= 0:
+        raise wrong(file, "split", value, allowed)
+    for key, pattern in patterns.items():
+        if "{split}" in pattern:
+            raise InputError(
+                f"{file}: `{key}` is {pattern!r}; `split` divides the files of one pattern. Write "
+                "it without {split}, or name the folders as `splits`."
+            )
+    # Rounded, so that 0.8 + 0.1 ends where 0.9 does.
+    ends = [round(sum(shares[: i + 1]), 9) for i in range(len(shares) - 1)]
     return {
-        name: Split(images=images.replace("{split}", name), labels=labels.replace("{split}", name))
-        for name in value
+        name: Split(images=patterns["images"], labels=patterns["labels"], share=share)
+        for name, share in zip(SHARED, zip([0.0, *ends], [*ends, 1.0], strict=True), strict=False)
     }

@@ -4,9 +4,8 @@ A data set is one file in this folder that exports `SPEC`, a `DatasetSpec`. Noth
 image; `ccsnet.data` does.
 """
 
-import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, UInt8, UInt16
 
+from ccsnet.datasets._archives import Archive, Step
+from ccsnet.datasets._split import Pair, Split, repeated
 from ccsnet.errors import InputError, unknown_name
 
 Colour = tuple[int, int, int]
@@ -23,15 +24,6 @@ NUM_RAW_VALUES = 65536
 """Label files hold values of 16 bits at most."""
 
 
-class Pair(NamedTuple):
-    """One image and its label file."""
-
-    name: str
-    """The image's path below its split's folder, without the suffix; unique within the split."""
-    image: Path
-    label: Path | None
-
-
 class Lookup(NamedTuple):
     """What every possible value of a label file means."""
 
@@ -39,45 +31,15 @@ class Lookup(NamedTuple):
     """Raw value -> class index, or the ignore index."""
     known: Bool[np.ndarray, "65536"]
     """False for the raw values that a label file must not hold."""
+    shift: int | None
+    """What to add, in 8 bits, to every known value below 256 to get its class; None if no one
+    number does. In many sets one does (0 where values are classes, 255 where 0 is unlabelled and
+    classes start at 1), and adding is eight times as fast as looking up."""
 
 
 def ignore_index_of(num_classes: int) -> int:
     """The label of unlabelled pixels: the largest value of the smallest type that holds it too."""
     return 255 if num_classes <= 255 else 65535
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """Where the files of one split lie."""
-
-    images: str
-    """Pattern of the image files relative to the root; `*` matches within one folder level."""
-
-    labels: str
-    """Pattern of the label files: its first `*` stands for what the first `*` of `images` matched,
-    the second for the second."""
-
-    count: int | None = None
-    """How many images the published split has; another number gets a warning."""
-
-    def __post_init__(self) -> None:
-        """Refuse patterns that cannot name one label per image.
-
-        Raises:
-            InputError: A pattern has no `*`, `**`, or more `*` in `labels` than in `images`.
-        """
-        for pattern in (self.images, self.labels):
-            if "*" not in pattern or "**" in pattern or Path(pattern).is_absolute():
-                raise InputError(
-                    f"The pattern {pattern!r} does not say which files to take. It must be "
-                    "relative to the data set's folder and hold `*` (not `**`), such as "
-                    "images/train/*.jpg."
-                )
-        if self.labels.count("*") > self.images.count("*"):
-            raise InputError(
-                f"The label pattern {self.labels!r} has more `*` than the image pattern "
-                f"{self.images!r}. Each `*` of the labels repeats one of the images, in order."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +55,21 @@ class DatasetSpec:
     colours: tuple[Colour, ...]
     """How each class is painted."""
 
-    raw_to_class: Mapping[int, int]
+    raw_to_class: Mapping[int, int] = field(default_factory=dict)
     """Value in a label file -> class index."""
 
-    ignore_raw: frozenset[int] | None
+    ignore_raw: frozenset[int] | None = frozenset()
     """Values in a label file that count as unlabelled. None: every value that `raw_to_class` does
     not list; otherwise a value in neither is an error."""
 
-    splits: Mapping[str, Split]
-    """Name of the split, such as "train", -> its files."""
+    colour_to_class: Mapping[Colour, int] | None = None
+    """Where label files hold colours instead: colour -> class index."""
+
+    ignore_colours: frozenset[Colour] | None = None
+    """Colours that count as unlabelled; None: all that `colour_to_class` does not list."""
+
+    splits: Mapping[str, Split | Sequence[Split]]
+    """Name of the split, such as "train", -> its files, or its parts' files."""
 
     licence: str
     """What the data may be used for."""
@@ -124,6 +92,15 @@ class DatasetSpec:
     crop: tuple[int, int] = (512, 512)
     """Height and width of a training sample."""
 
+    window: tuple[int, int] | None = None
+    """Side and stride of the windows that an image is tested in. None: the image as a whole."""
+
+    archives: tuple[Archive, ...] = ()
+    """What is downloaded."""
+
+    steps: tuple[Step, ...] = ()
+    """What is made of it before it can be read; nothing for most."""
+
     prepare: Callable[[Path], None] | None = None
     """Makes the data at a root that does not exist yet. It works aside and renames at the end."""
 
@@ -144,7 +121,7 @@ class DatasetSpec:
         if len(self.colours) != num:
             yield f"{num} classes but {len(self.colours)} colours; give one colour per class."
         for kind, items in (("class name", self.classes), ("colour", self.colours)):
-            for item in _repeated(items):
+            for item in repeated(items):
                 where = [i for i, other in enumerate(items) if other == item]
                 yield f"the {kind} {item!r} stands for the classes {where}; make them differ."
         for colour in self.colours:
@@ -152,17 +129,23 @@ class DatasetSpec:
                 yield f"{colour!r} is no colour; give red, green and blue from 0 to 255."
 
     def _value_problems(self) -> Iterable[str]:
-        for raw, index in self.raw_to_class.items():
+        if self.colour_to_class is not None and self.raw_to_class:
+            yield "label files hold numbers or colours; leave out one of the two maps."
+        means: Mapping[int, int] | Mapping[Colour, int] = (
+            self.raw_to_class if self.colour_to_class is None else self.colour_to_class
+        )
+        for raw, index in means.items():
             if not 0 <= index < len(self.classes):
                 yield f"raw value {raw} means class {index}; the last is {len(self.classes) - 1}."
         for raw in [*self.raw_to_class, *(self.ignore_raw or ())]:
             if not 0 <= raw < NUM_RAW_VALUES:
                 yield f"raw value {raw} is not between 0 and {NUM_RAW_VALUES - 1}."
-        without = set(range(len(self.classes))) - set(self.raw_to_class.values())
+        without = set(range(len(self.classes))) - set(means.values())
         for index in sorted(without):
             yield f"no raw value means the class {self.classes[index]!r}."
-        for raw in sorted((self.ignore_raw or frozenset()) & set(self.raw_to_class)):
-            name = self.classes[self.raw_to_class[raw]]
+        both = {*(self.ignore_raw or ()), *(self.ignore_colours or ())} & set(means)
+        for raw in sorted(both):
+            name = self.classes[means[raw]]  # pyright: ignore[reportArgumentType]
             yield f"raw value {raw} is both the class {name!r} and ignored; take it out of one."
 
     def _size_problems(self) -> Iterable[str]:
@@ -199,29 +182,43 @@ class DatasetSpec:
             table[raw] = index
             known[raw] = True
         known[list(self.ignore_raw or ())] = True
-        return Lookup(table, known)
+        values = np.flatnonzero(known[:256])
+        shifts = np.unique((table[values].astype(np.int64) - values) % 256)
+        one = len(shifts) == 1 and self.label_dtype == np.uint8
+        return Lookup(table, known, int(shifts[0]) if one else None)
 
     def lookup(self) -> Lookup:
         """The tables that turn a label file's values into classes; made once."""
         return self._lookup
 
-    def layout(self, split: str | None = None) -> str:
-        """The file patterns of one split or of all, one a line, for error texts."""
-        chosen = self.splits.values() if split is None else [self.splits[split]]
-        return "\n".join(f"  {s.images}  with labels  {s.labels}" for s in chosen)
-
-    def split(self, name: str) -> Split:
-        """The split of that name.
+    def parts(self, split: str) -> tuple[Split, ...]:
+        """What a split consists of, most often one part.
 
         Raises:
-            InputError: There is none.
+            InputError: There is no such split.
         """
-        if name not in self.splits:
-            raise unknown_name(f"split of {self.name}", name, self.splits)
-        return self.splits[name]
+        if split not in self.splits:
+            raise unknown_name(f"split of {self.name}", split, self.splits)
+        found = self.splits[split]
+        return (found,) if isinstance(found, Split) else tuple(found)
+
+    def published_count(self, split: str) -> int | None:
+        """How many images a split has as published; None where that is not known."""
+        counts = [part.count for part in self.parts(split)]
+        return None if None in counts else sum(count or 0 for count in counts)
+
+    def layout(self, split: str | None = None) -> str:
+        """The file patterns of one split or of all, one a line, for error texts."""
+        names = self.splits if split is None else [split]
+        lines = []
+        for part in (part for name in names for part in self.parts(name)):
+            labels = f"  with labels  {part.labels}" if part.labels else "  (no labels)"
+            listed = f"  listed in  {part.names}" if part.names else ""
+            lines.append(f"  {part.images}{labels}{listed}")
+        return "\n".join(dict.fromkeys(lines))
 
     def pairs(self, root: Path, split: str, require_labels: bool = True) -> list[Pair]:
-        """The images of a split with their label files, sorted by name.
+        """The images of a split with their label files, sorted by name within each part.
 
         Args:
             root: The data set's folder.
@@ -229,34 +226,26 @@ class DatasetSpec:
             require_labels: Refuse images without a label; otherwise their label is None.
 
         Raises:
-            FileNotFoundError: The root or the split's folder does not exist.
+            FileNotFoundError: The root, the split's folder or its list does not exist.
             InputError: The split is unknown or empty, or an image has no label.
         """
-        patterns = self.split(split)
-        folder = root / _fixed_folder(patterns.images)
-        for path in (root, folder):
-            if not path.is_dir():
-                raise FileNotFoundError(self._missing_folder(path, split))
-        match = re.compile("([^/]*)".join(map(re.escape, patterns.images.split("*"))))
-        pairs = []
-        for image in root.glob(patterns.images):
-            if image.name.startswith(".") or not image.is_file():
-                continue
-            found = match.fullmatch(image.relative_to(root).as_posix())
-            if found is None:
-                continue
-            stars = iter(found.groups())
-            label = root / re.sub(r"\*", lambda _, stars=stars: next(stars), patterns.labels)
-            name = image.relative_to(folder).with_suffix("").as_posix()
-            pairs.append(Pair(name, image, label if label.is_file() else None))
-        pairs.sort(key=lambda pair: pair.name)
-        if not pairs:
-            raise InputError(self._empty_split(root, split, folder))
-        twice = _repeated([pair.name for pair in pairs])
+        pairs: list[Pair] = []
+        for part in self.parts(split):
+            for path in (root, root / part.folder):
+                if not path.is_dir():
+                    raise FileNotFoundError(self._missing_folder(path, split))
+            try:
+                found = part.find(root)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{error} {self.source}") from error
+            if not found:
+                raise InputError(self._empty_split(root, split, part))
+            pairs += found
+        twice = repeated([pair.name for pair in pairs])
         if twice:
             raise InputError(
                 f"Data set {self.name!r}, split {split!r}: {len(twice)} names stand for several "
-                f"images in {folder}, such as {twice[0]!r}. Images differ by more than the suffix."
+                f"images in {root}, such as {twice[0]!r}. Images differ by more than the suffix."
             )
         without = [pair for pair in pairs if pair.label is None]
         if require_labels and without:
@@ -271,35 +260,41 @@ class DatasetSpec:
             f"{make if self.prepare else ''}{self.source}"
         )
 
-    def _empty_split(self, root: Path, split: str, folder: Path) -> str:
+    def _empty_split(self, root: Path, split: str, part: Split) -> str:
+        folder = root / part.folder
         suffixes = sorted({p.suffix for p in folder.rglob("*") if p.is_file()})
         found = f"files ending in {', '.join(suffixes)}" if suffixes else "no files"
         return (
             f"The split {split!r} of {self.name!r} has no image: nothing in {root} matches "
-            f"{self.splits[split].images}. Found in {folder}: {found}. "
+            f"{part.images}. Found in {folder}: {found}. "
             "Put the images there, or mend the pattern (it tells capitals from small letters)."
         )
 
     def _missing_labels(self, root: Path, split: str, without: list[Pair], num: int) -> str:
+        patterns = [part.labels for part in self.parts(split) if part.labels is not None]
+        if not patterns:
+            return (
+                f"The split {split!r} of {self.name!r} is published without labels. Use another "
+                f"split to train or to measure: {', '.join(self.splits)}."
+            )
         shown = "\n".join(f"  {pair.image}" for pair in without[:5])
         more = f"\n  and {len(without) - 5} more" if len(without) > 5 else ""
         return (
             f"{len(without)} of {num} images in the split {split!r} of {self.name!r} have no label:"
-            f"\n{shown}{more}\nLabels are looked for as {root / self.splits[split].labels}, where "
+            f"\n{shown}{more}\nLabels are looked for as {root / patterns[0]}, where "
             "`*` is the image's own. Add the labels, or take these images out."
         )
 
 
-def _repeated(items: Iterable) -> list:
-    """The items that occur more than once."""
-    seen, twice = set(), []
-    for item in items:
-        if item in seen and item not in twice:
-            twice.append(item)
-        seen.add(item)
-    return twice
-
-
-def _fixed_folder(pattern: str) -> str:
-    """The folders of a pattern that come before its first `*`."""
-    return pattern.partition("*")[0].rpartition("/")[0]
+def distinct(colours: Iterable[Colour]) -> tuple[Colour, ...]:
+    """Colours of which the published repeats are moved by as little as makes them differ."""
+    taken: list[Colour] = []
+    for red, green, blue in colours:
+        colour = (red, green, blue)
+        shift = 0
+        while colour in taken:
+            shift += 1
+            step = shift if blue + shift <= 255 else -shift
+            colour = (red, green, blue + step)
+        taken.append(colour)
+    return tuple(taken)

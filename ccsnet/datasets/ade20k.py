@@ -5,6 +5,7 @@ that the field's tables use, but for one colour: "skyscraper" shares (140, 140, 
 there, and is told apart here.
 """
 
+from ccsnet.datasets._archives import Archive
 from ccsnet.datasets._spec import DatasetSpec, Split
 
 COLOURS = {
@@ -174,14 +175,20 @@ SPEC = DatasetSpec(
         "val": Split(
             images="images/validation/*.jpg", labels="annotations/validation/*.png", count=2000
         ),
+        # Its truth is kept by the authors' server.
+        "test": Split(images="release_test/testing/*.jpg", count=3352),
     },
     licence="images: research and education only; annotations: BSD-3-Clause",
     source=(
-        "Get ADEChallengeData2016.zip from https://sceneparsing.csail.mit.edu, unpack it, and "
-        "rename the folder ADEChallengeData2016 to data/ade20k (or name it with --root)."
+        "Get ADEChallengeData2016.zip, for the split test also release_test.zip, from "
+        "https://sceneparsing.csail.mit.edu. Then: ccsnet data prepare ade20k DOWNLOADS..."
     ),
     default_root="data/ade20k",
     short_side=512,
     long_side=2048,
     crop=(512, 512),
+    archives=(
+        Archive(file="ADEChallengeData2016.zip", strip="ADEChallengeData2016"),
+        Archive(file="release_test.zip", optional=True),
+    ),
 )

@@ -4,6 +4,7 @@ Source: Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understa
 The labels are the label ids of `*_gtFine_labelIds.png`, as downloaded: nothing is converted.
 """
 
+from ccsnet.datasets._archives import Archive
 from ccsnet.datasets._spec import DatasetSpec, Split
 
 COLOURS = {
@@ -46,20 +47,23 @@ SPEC = DatasetSpec(
     colours=tuple(COLOURS.values()),
     raw_to_class={raw: index for index, raw in enumerate(LABEL_IDS)},
     ignore_raw=None,
-    # The test split's label files hold no classes: its truth is kept by the authors' server.
+    # The test split's truth is kept by the authors' server: its label files hold no classes.
     splits={
         "train": _split("train", 2975),
         "val": _split("val", 500),
-        "test": _split("test", 1525),
+        "test": Split(images="leftImg8bit/test/*/*_leftImg8bit.png", count=1525),
     },
     licence="non-commercial, registration needed: https://www.cityscapes-dataset.com/license/",
     source=(
         "Register at https://www.cityscapes-dataset.com, get leftImg8bit_trainvaltest.zip and "
-        "gtFine_trainvaltest.zip, and unpack both in data/cityscapes (or name the folder with "
-        "--root)."
+        "gtFine_trainvaltest.zip. Then: ccsnet data prepare cityscapes DOWNLOADS..."
     ),
     default_root="data/cityscapes",
     short_side=1024,
     long_side=2048,
     crop=(512, 1024),
+    archives=(
+        Archive(file="leftImg8bit_trainvaltest.zip"),
+        Archive(file="gtFine_trainvaltest.zip"),
+    ),
 )

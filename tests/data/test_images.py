@@ -1,4 +1,5 @@
 import io
+import pickle
 import struct
 import zlib
 
@@ -7,9 +8,11 @@ import pytest
 import tifffile
 from PIL import Image
 
-from ccsnet.data import images
+from ccsnet.data import images, label_values
 from ccsnet.data.images import (
+    image_bands,
     image_size,
+    label_palette,
     read_image,
     read_label,
     write_index_png,
@@ -251,7 +254,7 @@ def test_few_bits(tmp_path, depth, colour):
     values = [(0b01000101 >> shift) & (2**depth - 1) for shift in range(8 - depth, -1, -depth)]
     spec = make_spec(raw_to_class={0: 0, **{v: 1 for v in range(1, 16)}}, ignore_raw=None)
     assert read_label(path, spec).tolist() == [[int(v > 0) for v in values]]
-    assert images._read_raw_label(path).tolist() == [values]
+    assert images.read_label_values(path).tolist() == [values]
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -292,8 +295,139 @@ def test_rgb_labels_of_equal_bands(tmp_path):
 def test_colour_labels_are_refused_with_advice(tmp_path, suffix):
     colours = np.zeros((40, 60, 3), np.uint8) + np.array([10, 20, 30], np.uint8)
     path = save(tmp_path / f"a.{suffix}", colours)
-    with pytest.raises(InputError, match=r"\(10, 20, 30\).*convert them once"):
+    with pytest.raises(InputError, match=r"\(10, 20, 30\).*raw_colours"):
         read_label(path, SPEC)
+
+
+PAINT = {(0, 0, 0): 0, (200, 10, 20): 1, (255, 255, 255): 1}
+PAINTED = np.zeros((40, 60, 3), np.uint8)
+PAINTED[10:20], PAINTED[:, :5], PAINTED[30:] = (200, 10, 20), (255, 255, 255), (9, 9, 9)
+PAINTED_TRUTH = np.zeros((40, 60), np.uint8)
+PAINTED_TRUTH[10:20], PAINTED_TRUTH[:, :5], PAINTED_TRUTH[30:] = 1, 1, 255
+
+
+def colour_spec(**changes):
+    values = {"raw_to_class": {}, "ignore_raw": frozenset(), "colour_to_class": PAINT}
+    return make_spec(**(values | {"ignore_colours": frozenset({(9, 9, 9)})} | changes))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp", "ppm"])
+def test_painted_labels(tmp_path, suffix):
+    path = save(tmp_path / f"a.{suffix}", PAINTED)
+    assert np.array_equal(read_label(path, colour_spec()), PAINTED_TRUTH)
+    assert np.array_equal(read_label(path, colour_spec(ignore_colours=None)), PAINTED_TRUTH)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp", "gif"])
+def test_palette_labels_by_their_colours(tmp_path, suffix):
+    picture = Image.fromarray(PAINTED).quantize(16)
+    assert picture.mode == "P"
+    picture.save(tmp_path / f"a.{suffix}")
+    assert np.array_equal(read_label(tmp_path / f"a.{suffix}", colour_spec()), PAINTED_TRUTH)
+
+
+def test_painted_labels_of_other_kinds(tmp_path):
+    spec = colour_spec()
+    transparent = np.dstack([PAINTED, np.zeros((40, 60), np.uint8)])
+    assert np.array_equal(read_label(save(tmp_path / "rgba.png", transparent), spec), PAINTED_TRUTH)
+    palette = Image.fromarray(PAINTED).quantize(16)
+    palette.save(tmp_path / "p.png", transparency=bytes(range(16)))
+    assert np.array_equal(read_label(tmp_path / "p.png", spec), PAINTED_TRUTH)
+    grey = save(tmp_path / "l.png", np.array([[0, 255, 9]], np.uint8))
+    assert read_label(grey, spec).tolist() == [[0, 1, 255]]
+    one_bit = save(tmp_path / "1.png", np.array([[False, True]]))
+    assert read_label(one_bit, spec).tolist() == [[0, 1]]
+
+
+def test_unlisted_colours_name_file_counts_and_the_nearest(tmp_path):
+    wrong = PAINTED.copy()
+    wrong[0, 10:17] = (201, 10, 21)
+    wrong[1, 10] = (0, 255, 0)
+    path = save(tmp_path / "a.png", wrong)
+    with pytest.raises(InputError, match=r"a\.png holds colours") as caught:
+        read_label(path, colour_spec())
+    text = str(caught.value)
+    assert "(201, 10, 21) (7 pixels; nearest is (200, 10, 20), 'car')" in text
+    assert "(0, 255, 0) (1 pixels" in text
+    assert text.index("(201, 10, 21)") < text.index("(0, 255, 0)")
+    assert "ignore_raw" in text
+    assert "JPEG" not in text
+    assert read_label(path, colour_spec(ignore_colours=None))[0, 10] == 255
+
+
+def test_smoothed_masks_are_told_as_such(tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(PAINTED).save(buffer, "JPEG", quality=60)
+    path = save(tmp_path / "a.png", np.asarray(Image.open(buffer)))
+    with pytest.raises(InputError, match=r"more colours\n.*JPEG.*smooth edges"):
+        read_label(path, colour_spec())
+
+
+def test_labels_that_cannot_be_painted(tmp_path):
+    spec = colour_spec()
+    with pytest.raises(InputError, match="JPEG"):
+        read_label(save(tmp_path / "a.jpg", PAINTED), spec)
+    tifffile.imwrite(tmp_path / "a.tif", PAINTED.astype(np.uint16), photometric="rgb")
+    with pytest.raises(InputError, match=r"a\.tif has 3 band.*uint16.*8 bits"):
+        read_label(tmp_path / "a.tif", spec)
+    bands = np.zeros((5, 8, 8), np.uint8)
+    tifffile.imwrite(tmp_path / "b.tif", bands, photometric="minisblack", planarconfig="separate")
+    with pytest.raises(InputError, match=r"b\.tif has 5 band"):
+        read_label(tmp_path / "b.tif", spec)
+
+
+@pytest.mark.parametrize("num", [254, 255, 256, 400])
+def test_many_painted_classes(tmp_path, num):
+    colours = tuple((i // 256, i % 256, 7) for i in range(num))
+    spec = make_spec(
+        classes=tuple(map(str, range(num))),
+        colours=colours,
+        raw_to_class={},
+        ignore_raw=frozenset(),
+        colour_to_class={colour: i for i, colour in enumerate(colours)},
+        ignore_colours=frozenset({(0, 0, 0)}),
+    )
+    path = save(tmp_path / "a.png", np.array([[*colours, (0, 0, 0)]], np.uint8))
+    label = read_label(path, spec)
+    assert label.dtype == spec.label_dtype
+    assert label.tolist() == [[*range(num), spec.ignore_index]]
+    unlisted = save(tmp_path / "b.png", np.array([[(1, 2, 3)]], np.uint8))
+    with pytest.raises(InputError, match=r"b\.png"):
+        read_label(unlisted, spec)
+
+
+def test_painted_labels_are_read_in_strips_by_one_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(label_values, "STRIP", 130)  # Two rows, and a last one alone.
+    label_values._colour_table.cache_clear()
+    path = save(tmp_path / "a.png", PAINTED[:39])
+    for _ in range(3):
+        spec = pickle.loads(pickle.dumps(colour_spec()))
+        assert np.array_equal(read_label(path, spec), PAINTED_TRUTH[:39])
+    assert label_values._colour_table.cache_info().misses == 1
+    assert len(pickle.dumps(spec)) < 5000
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 7])
+@pytest.mark.parametrize("alpha", [False, True])
+def test_bands_from_the_header_are_those_that_are_read(tmp_path, channels, alpha):
+    pixels = np.zeros((20, 30, channels + alpha), np.uint8)
+    kind = "rgb" if channels == 3 else "minisblack"
+    extra = {"extrasamples": ["unassalpha"]} if alpha and channels in (1, 3) else {}
+    tifffile.imwrite(
+        tmp_path / "a.tif", pixels.squeeze(), photometric=kind, planarconfig="contig", **extra
+    )
+    bands = image_bands(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif", bands).shape == (20, 30, bands)
+    assert bands == channels + (alpha and not extra)
+
+
+def test_bands_and_palette_of_other_files(tmp_path):
+    assert image_bands(save(tmp_path / "a.jpg", RGB)) == 3
+    assert image_bands(save(tmp_path / "a.png", RGB[..., 0])) == 1
+    assert image_bands(save(tmp_path / "b.png", RGB[..., 0].astype(np.uint16))) == 1
+    assert label_palette(tmp_path / "a.png") is None
+    write_palette_png(tmp_path / "p.png", TRUTH, SPEC.colours)
+    assert label_palette(tmp_path / "p.png")[:2] == SPEC.colours
 
 
 def test_unknown_values_name_file_value_and_allowed(tmp_path):

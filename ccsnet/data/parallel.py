@@ -1,0 +1,64 @@
+"""Independent pieces of work, in this process or spread over several."""
+
+import concurrent.futures
+import multiprocessing
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+import cv2
+
+from ccsnet.errors import InputError
+from ccsnet.progress import Reporter
+
+Task = TypeVar("Task")
+
+
+def run_all(
+    function: Callable[[Task], int],
+    tasks: Sequence[Task],
+    *,
+    workers: int,
+    reporter: Reporter,
+) -> None:
+    """Call the function with every task, and tell the reporter what each call returns.
+
+    The first error ends it: tasks that are under way are finished, the others are not begun.
+
+    Args:
+        function: A module's function, so that another process can import it; returns the units of
+            progress that the task was.
+        tasks: Its arguments; they are sent to the processes.
+        workers: How many processes; 0 or 1: this one.
+        reporter: Told the progress.
+
+    Raises:
+        InputError: A process was killed.
+    """
+    if workers <= 1 or len(tasks) <= 1:
+        for task in tasks:
+            reporter.advance(function(task))
+        return
+    # "spawn" is alike everywhere, and no lock of this process's libraries is inherited.
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(workers, len(tasks)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+    )
+    try:
+        for units in pool.map(function, tasks, chunksize=1):
+            reporter.advance(units)
+    except BrokenProcessPool as error:
+        raise InputError(
+            "A worker process was ended from outside, most often for lack of memory. What is done "
+            "is kept: give the same command with fewer --workers."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    # Ctrl-C reaches every process of a terminal; the main one ends the work.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(0)  # Workers are the parallelism; threads in each would compete.
