@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -113,7 +114,7 @@ def in_batches(sample: Callable[[Path, Path], tuple[torch.Tensor, torch.Tensor]]
 
 def with_albumentations() -> Samples:
     """Decoding by OpenCV, the rest by albumentations, but for the crop's rule, which it lacks."""
-    import albumentations as A
+    import albumentations as A  # pyright: ignore[reportMissingImports]
 
     scale = A.RandomScale(scale_limit=(-0.5, 1.0), p=1)
     pad = A.PadIfNeeded(SIDE, SIDE, position="top_left", fill=0, fill_mask=IGNORED)
@@ -153,7 +154,7 @@ def with_torchvision(*, tensors: bool) -> Samples:
     )
 
     def sample(image_file: Path, label_file: Path) -> tuple[torch.Tensor, torch.Tensor]:
-        image = Image.open(image_file).convert("RGB")
+        image: Any = Image.open(image_file).convert("RGB")
         label = tv_tensors.Mask(F.pil_to_tensor(Image.open(label_file)))
         if tensors:
             image = F.pil_to_tensor(image)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ccsnet.backbones._files import _stand_ins, read_file
+from ccsnet.backbones._files import read_content, tensors_of
 from ccsnet.backbones._recognise import mit_name
 from ccsnet.backbones.weights import LoadedWeights, load_state
 from ccsnet.checkpoint import ClassInfo, save_checkpoint
@@ -151,12 +151,11 @@ def _check_paths(file: Path, out: Path) -> None:
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of the model by name, and what else the file holds."""
-    tensors = read_file(file)
+    content = read_content(file)
+    tensors = tensors_of(file, content)
     bare = {_WRAPPERS.sub("", key, count=1): tensor for key, tensor in tensors.items()}
     beside: dict[str, Any] = {}
     if file.suffix != ".safetensors":
-        with torch.serialization.safe_globals(_stand_ins()):
-            content = torch.load(file, map_location="cpu", weights_only=True)
         beside = {str(key): value for key, value in content.items()}
     return (bare if len(bare) == len(tensors) else tensors), beside
 

@@ -94,7 +94,7 @@ def test_builds_and_steps(name: str, shapes: Path, tmp_path: Path):
 def test_resnet_as_published():
     config = recipe("ccsnet_resnet50c_ade20k")
     optim = config.optim
-    assert (optim.optimizer, optim.lr, optim.momentum) == ("sgd", 0.01, 0.9)
+    assert (optim.optimizer, optim.lr, optim.betas[0]) == ("sgd", 0.01, 0.9)
     assert optim.weight_decay == 5e-4
     assert (optim.power, optim.min_lr, optim.warmup_steps) == (0.9, 1e-4, 0)
     assert (optim.head_lr_multiplier, optim.layer_decay) == (1.0, 1.0)

@@ -141,20 +141,17 @@ def _find_in_package(module: str) -> Path:
     return found[0]
 
 
-def read_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, by name; no code of the file is run.
-
-    What training programs store beside the weights is ignored: options, logs, optimizers.
+def read_content(path: Path) -> Any:
+    """What a file holds; no code of the file is run, and what it would need for that is ignored.
 
     Raises:
-        InputError: The file cannot be read, or holds no tensors.
+        InputError: The file cannot be read.
     """
     try:
         if path.suffix == ".safetensors":
-            content: Any = safetensors.torch.load_file(path)
-        else:
-            with torch.serialization.safe_globals(_stand_ins()):
-                content = torch.load(path, map_location="cpu", weights_only=True)
+            return safetensors.torch.load_file(path)
+        with torch.serialization.safe_globals(_stand_ins()):
+            return torch.load(path, map_location="cpu", weights_only=True)
     # A damaged or foreign file can fail at any depth of the reader.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
@@ -163,6 +160,25 @@ def read_file(path: Path) -> dict[str, Tensor]:
             "more than tensors, which is refused because it could run code. Save its state_dict "
             f"as .safetensors. ({type(error).__name__}: {reason})"
         ) from error
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, by name.
+
+    What training programs store beside the weights is ignored: options, logs, optimizers.
+
+    Raises:
+        InputError: The file cannot be read, or holds no tensors.
+    """
+    return tensors_of(path, read_content(path))
+
+
+def tensors_of(path: Path, content: Any) -> dict[str, Tensor]:
+    """The tensors, by name, of what a file holds.
+
+    Raises:
+        InputError: There are none.
+    """
     tensors = _tensors_of(content)
     if not tensors:
         raise InputError(

@@ -32,7 +32,8 @@ def classes_of_values(
         strange = (~lookup.known[:256]).view(np.uint8)
         unknown = strange[: int(raw.max()) + 1].any() and cv2.LUT(raw, strange).any()
         if lookup.shift is not None and not unknown:
-            return raw + np.uint8(lookup.shift) if lookup.shift else raw
+            same = lookup.shift == 0 and raw.flags.writeable  # Pillow's arrays are not.
+            return raw if same else raw + np.uint8(lookup.shift)
         if spec.label_dtype == np.uint8 and not unknown:
             return np.asarray(cv2.LUT(raw, lookup.table[:256]))
     else:
