@@ -243,10 +243,20 @@ def camvid_lite0() -> RunConfig:
     )
 
 
+def retina() -> RunConfig:
+    """Vessels of the retina (drive, chase_db1, hrf, stare): small crops, tested in windows."""
+    return RunConfig(
+        data=DataConfig(dataset="drive"),
+        model=lite0(top_k=2),
+        optim=OptimConfig(lr=5e-4, head_lr_multiplier=5.0),
+        train=TrainConfig(steps=1500, batch_size=16, precision="float32", channels_last=True),
+    )
+
+
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     function.__name__: function
     for function in (
-        *(own, earth, camvid_lite0, ccsnet_mit_b1_ade20k, ccsnet_mit_b1_cityscapes),
+        *(own, earth, camvid_lite0, retina, ccsnet_mit_b1_ade20k, ccsnet_mit_b1_cityscapes),
         *(ccsnet_resnet50c_ade20k, ccsnet_resnext50_ade20k, ccsnet_resnest101_ade20k),
         *(ccsnet_hrnet_w48_ade20k, ccsnet_mobilenetv2_ade20k, ccsnet_mobilenetv3_large_ade20k),
         *(ccsnet_vit_base_ade20k, ccsnet_beit_base_ade20k, ccsnet_mae_base_ade20k),
