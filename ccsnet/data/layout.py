@@ -129,8 +129,17 @@ def find_layout(folder: Path) -> Layout:
 
 
 def image_files(folder: Path) -> Iterator[str]:
-    """Paths below the folder, sorted, of what may be images or labels."""
-    for parent, folders, names in os.walk(folder):
+    """Paths below the folder, sorted, of what may be images or labels.
+
+    Links to folders are followed, for data often lies on another disk; not in circles.
+    """
+    seen = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
         inside = Path(parent).relative_to(folder).as_posix()
         for name in sorted(names):

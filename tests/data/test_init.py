@@ -485,3 +485,16 @@ def test_training_starts_from_it(tmp_path):
     made = describe(root)
     assert made.spec.ignore_raw == {255}
     assert train(tiny_config(root, steps=2), tmp_path / "run").metrics.images == 4
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
+    from ccsnet.data.layout import image_files
+
+    elsewhere = tmp_path / "disk" / "images"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "a.png").touch()
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "images").symlink_to(elsewhere)
+    (elsewhere / "around").symlink_to(folder)
+    assert list(image_files(folder)) == ["images/a.png"]
