@@ -7,6 +7,7 @@ import contextlib
 import importlib.metadata
 import inspect
 import json
+import math
 import os
 import platform
 import statistics
@@ -91,8 +92,12 @@ def machine() -> str:
     return f"{processor()}, {torch.get_num_threads()} threads, {versions()}"
 
 
-def measure_backbone(name: str) -> BackboneFacts:
+def measure_backbone(name: str, passes: int = 3) -> BackboneFacts:
     """Build a backbone with random weights, time it, and count.
+
+    Args:
+        name: Which.
+        passes: Forward passes that are timed, after one that is not; with 0 the time is NaN.
 
     Raises:
         InputError: The backbone cannot be used.
@@ -101,7 +106,7 @@ def measure_backbone(name: str) -> BackboneFacts:
     image = torch.rand(1, 3, SIDE, SIDE)
     seconds = []
     with torch.inference_mode():
-        for _ in range(4):
+        for _ in range(passes and passes + 1):
             start = time.perf_counter()
             backbone(image)
             seconds.append(time.perf_counter() - start)
@@ -110,7 +115,7 @@ def measure_backbone(name: str) -> BackboneFacts:
         gmacs=count_macs(backbone, SIDE) / 1e9,
         channels=backbone.channels,
         strides=backbone.strides,
-        seconds=statistics.median(seconds[1:]),
+        seconds=statistics.median(seconds[1:] or [math.nan]),
     )
 
 

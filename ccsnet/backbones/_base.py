@@ -1,6 +1,7 @@
 """What every backbone is to the rest: four maps, their channels and strides, and its layers."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -108,8 +109,11 @@ class Backbone(nn.Module):
             for features, stride in zip(maps, self.strides, strict=True)
         ]
 
-    def _padding(self, side: int) -> int:
-        """Pixels that a side lacks to a multiple of 32, and then of the patches."""
+    def _padding(self, side: Any) -> Any:
+        """Pixels that a side lacks to a multiple of 32, and then of the patches.
+
+        An int; in an export for all sizes, a symbol of one.
+        """
         padded = side + -side % STRIDES[-1]
         return padded + -padded % self.multiple - side
 
