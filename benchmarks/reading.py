@@ -1,7 +1,7 @@
 """From files to training batches: images a second, against the same pipeline in other libraries.
 
-    pip install --target /tmp/albumentations albumentations==2.0.8   # or any other place
-    PYTHONPATH=/tmp/albumentations python -m benchmarks.reading
+    pip install --target FOLDER albumentations==2.0.8   # apart, for it brings another OpenCV
+    PYTHONPATH=FOLDER python -m benchmarks.reading
 
 ADE20K's training pipeline on pictures of its size (683x512 JPEG, PNG labels of 150 classes):
 decode, scale by 0.5 to 2, crop of 512x512 in which no class has more than 75 %, flip, photometric

@@ -8,7 +8,6 @@ import importlib.metadata
 import inspect
 import json
 import math
-import os
 import platform
 import statistics
 import time
@@ -30,7 +29,7 @@ from ccsnet.backbones.timm import backbone_names, create_backbone
 from ccsnet.config import RunConfig, to_json
 from ccsnet.datasets._spec import DatasetSpec
 from ccsnet.errors import unknown_name
-from ccsnet.files import atomic_path
+from ccsnet.files import atomic_path, cache_folder
 from ccsnet.loss import segmentation_loss
 from ccsnet.plugins import find_plugin, plugin_names
 from ccsnet.recipes import RECIPES
@@ -222,8 +221,7 @@ class Cache(Generic[Facts]):
     """
 
     def __init__(self, file: str, key: str, like: Facts) -> None:
-        folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        self.path = Path(folder) / "ccsnet" / file
+        self.path = cache_folder() / file
         self.key, self.like = key, like
 
     def read(self, name: str) -> Facts | None:

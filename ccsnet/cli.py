@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ccsnet.arguments import parse, positional
 from ccsnet.cli_data import data
 from ccsnet.errors import InputError, unknown_name
 from ccsnet.memory import keep_freed_memory
@@ -71,19 +72,6 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
-def _parse(kind: Any, verb: str, arguments: list[str], **options: Any) -> Any:
-    """The arguments as a dataclass, or usage text and exit status 2."""
-    import tyro
-
-    return tyro.cli(
-        kind,
-        prog=f"ccsnet {verb}",
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes,),
-        **options,
-    )
-
-
 def _console() -> "Console":
     from rich.console import Console
 
@@ -135,7 +123,7 @@ def train(arguments: list[str]) -> int:
         default = read_checkpoint(out / LAST).config
     else:
         default = recipe(name or DEFAULT_RECIPE)
-    config: RunConfig = _parse(
+    config: RunConfig = parse(
         RunConfig, "train", arguments, default=default, description=train.__doc__
     )
     if not config.data.dataset:
@@ -204,8 +192,10 @@ def evaluate(arguments: list[str]) -> int:
     from ccsnet.sliding import stride_of
     from ccsnet.terminal import TerminalReporter
 
-    run_name, arguments = _positional(arguments, "evaluate", EvaluateArguments, evaluate.__doc__)
-    options: EvaluateArguments = _parse(
+    run_name, arguments = positional(
+        "run", arguments, "evaluate", EvaluateArguments, evaluate.__doc__
+    )
+    options: EvaluateArguments = parse(
         EvaluateArguments, "evaluate", arguments, description=evaluate.__doc__
     )
     checkpoint = read_checkpoint(run_name)
@@ -245,17 +235,6 @@ def evaluate(arguments: list[str]) -> int:
     return 0
 
 
-def _positional(
-    arguments: list[str], verb: str, kind: Any, description: str | None
-) -> tuple[str, list[str]]:
-    """The run that evaluate and predict take first."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        _parse(kind, verb, ["--help"], description=description)
-    if arguments[0].startswith("-"):
-        raise InputError(f"First comes the run: ccsnet {verb} RUN ... (got {arguments[0]!r}).")
-    return arguments[0], arguments[1:]
-
-
 @dataclass(frozen=True, kw_only=True)
 class PredictArguments:
     """What to predict, and what to keep of it."""
@@ -286,10 +265,10 @@ def predict(arguments: list[str]) -> int:
     from ccsnet.predict import PredictConfig, find_images, load, predict_files
     from ccsnet.terminal import TerminalReporter, table
 
-    run_name, arguments = _positional(arguments, "predict", PredictArguments, predict.__doc__)
+    run_name, arguments = positional("run", arguments, "predict", PredictArguments, predict.__doc__)
     cut = next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))
     inputs, arguments = arguments[:cut], arguments[cut:]
-    options: PredictArguments = _parse(
+    options: PredictArguments = parse(
         PredictArguments, "predict", arguments, description=predict.__doc__
     )
     if not inputs:
@@ -366,12 +345,8 @@ def convert(arguments: list[str]) -> int:
     from ccsnet.convert import convert as make_model
     from ccsnet.terminal import table
 
-    if not arguments or arguments[0] in ("-h", "--help"):
-        _parse(ConvertArguments, "convert", ["--help"], description=convert.__doc__)
-    file, *arguments = arguments
-    if file.startswith("-"):
-        raise InputError(f"First comes the file: ccsnet convert FILE --out ... (got {file!r}).")
-    options: ConvertArguments = _parse(
+    file, arguments = positional("file", arguments, "convert", ConvertArguments, convert.__doc__)
+    options: ConvertArguments = parse(
         ConvertArguments, "convert", arguments, description=convert.__doc__
     )
     made = make_model(
@@ -414,7 +389,7 @@ def demo(arguments: list[str]) -> int:
     from ccsnet.terminal import TerminalReporter
     from ccsnet.train import Interrupted
 
-    options: DemoArguments = _parse(DemoArguments, "demo", arguments, description=demo.__doc__)
+    options: DemoArguments = parse(DemoArguments, "demo", arguments, description=demo.__doc__)
     console = _console()
     try:
         report = run_demo(options.out, steps=options.steps, reporter=TerminalReporter(console))

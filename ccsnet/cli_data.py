@@ -4,8 +4,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from ccsnet.arguments import parse, positional
 from ccsnet.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
@@ -30,32 +31,6 @@ def data(arguments: list[str]) -> int:
     return VERBS[verb](rest)
 
 
-def _options(kind: Any, verb: str, arguments: list[str], description: str | None) -> Any:
-    """The options as a dataclass, or usage text and exit status 2."""
-    import tyro
-
-    return tyro.cli(
-        kind,
-        prog=f"ccsnet data {verb}",
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes,),
-        description=description,
-    )
-
-
-def _dataset_and_options(
-    kind: Any, verb: str, arguments: list[str], description: str | None
-) -> tuple[str, Any]:
-    """The data set that comes first, and the options behind it."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        _options(kind, verb, ["--help"], description)
-    if arguments[0].startswith("-"):
-        raise InputError(
-            f"First comes the data set: ccsnet data {verb} DATASET ... (got {arguments[0]!r})."
-        )
-    return arguments[0], _options(kind, verb, arguments[1:], description)
-
-
 @dataclass(frozen=True, kw_only=True)
 class PrepareArguments:
     """Where to, and how."""
@@ -75,17 +50,20 @@ def prepare(arguments: list[str]) -> int:
     unpacked by hand. Without one, an interrupted preparation goes on. The exit status is 1 when
     less was found than the data set promises.
     """
+    from ccsnet.data.parallel import num_processors
     from ccsnet.data.prepare import default_out
     from ccsnet.data.prepare import prepare as make_ready
-    from ccsnet.data.workers import num_processors
     from ccsnet.datasets._spec import DatasetSpec
     from ccsnet.plugins import find_plugin
     from ccsnet.terminal import TerminalReporter, table
 
     cut = next((i for i, a in enumerate(arguments) if i and a.startswith("-")), len(arguments))
     sources = [Path(argument).expanduser() for argument in arguments[1:cut]]
-    name, options = _dataset_and_options(
-        PrepareArguments, "prepare", arguments[:1] + arguments[cut:], prepare.__doc__
+    name, rest = positional(
+        "data set", arguments, "data prepare", PrepareArguments, prepare.__doc__
+    )
+    options: PrepareArguments = parse(
+        PrepareArguments, "data prepare", rest[max(cut - 1, 0) :], description=prepare.__doc__
     )
     spec = find_plugin("ccsnet.datasets", name, "SPEC")
     if not isinstance(spec, DatasetSpec):
@@ -149,7 +127,8 @@ def check(arguments: list[str]) -> int:
     from ccsnet.files import atomic_path
     from ccsnet.terminal import TerminalReporter
 
-    name, options = _dataset_and_options(CheckArguments, "check", arguments, check.__doc__)
+    name, rest = positional("data set", arguments, "data check", CheckArguments, check.__doc__)
+    options: CheckArguments = parse(CheckArguments, "data check", rest, description=check.__doc__)
     spec, root = open_dataset(DataConfig(dataset=name, root=options.root))
     console = _console()
     report = check_dataset(
@@ -242,7 +221,10 @@ def browse(arguments: list[str]) -> int:
     from ccsnet.data.loading import DataConfig, open_dataset
     from ccsnet.terminal import TerminalReporter
 
-    name, options = _dataset_and_options(BrowseArguments, "browse", arguments, browse.__doc__)
+    name, rest = positional("data set", arguments, "data browse", BrowseArguments, browse.__doc__)
+    options: BrowseArguments = parse(
+        BrowseArguments, "data browse", rest, description=browse.__doc__
+    )
     spec, root = open_dataset(DataConfig(dataset=name, root=options.root))
     out = options.out or Path(f"{spec.name}.html")
     console = _console()
@@ -294,18 +276,15 @@ def import_(arguments: list[str]) -> int:
     from ccsnet.metrics import percent
     from ccsnet.terminal import TerminalReporter, table
 
-    if not arguments or arguments[0] in ("-h", "--help"):
-        _options(ImportArguments, "import", ["--help"], import_.__doc__)
-    if arguments[0].startswith("-"):
-        raise InputError(
-            f"First comes the source: ccsnet data import SOURCE ... (got {arguments[0]!r})."
-        )
-    options: ImportArguments = _options(ImportArguments, "import", arguments[1:], import_.__doc__)
+    source, rest = positional("source", arguments, "data import", ImportArguments, import_.__doc__)
+    options: ImportArguments = parse(
+        ImportArguments, "data import", rest, description=import_.__doc__
+    )
     console = _console()
     reporter = TerminalReporter(console)
     try:
         made = import_labels(
-            Path(arguments[0]).expanduser(),
+            Path(source).expanduser(),
             options.out,
             kind=options.format,
             images=options.images,
@@ -357,14 +336,9 @@ def init(arguments: list[str]) -> int:
     from ccsnet.metrics import percent
     from ccsnet.terminal import TerminalReporter, table
 
-    if not arguments or arguments[0] in ("-h", "--help"):
-        _options(InitArguments, "init", ["--help"], init.__doc__)
-    if arguments[0].startswith("-"):
-        raise InputError(
-            f"First comes the folder: ccsnet data init FOLDER ... (got {arguments[0]!r})."
-        )
-    options: InitArguments = _options(InitArguments, "init", arguments[1:], init.__doc__)
-    folder = Path(arguments[0]).expanduser()
+    place, rest = positional("folder", arguments, "data init", InitArguments, init.__doc__)
+    options: InitArguments = parse(InitArguments, "data init", rest, description=init.__doc__)
+    folder = Path(place).expanduser()
     console = _console()
     reporter = TerminalReporter(console)
     try:

@@ -34,3 +34,8 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """Where figures that take long to make are kept; what is lost from it is made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ccsnet"

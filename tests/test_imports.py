@@ -14,7 +14,7 @@ PACKAGE = Path(ccsnet.__file__).parent
 # From low to high; a module imports only what is lower, or its own level. What a folder's name
 # starts stands for all of the folder.
 LEVELS = (
-    ("__init__", "errors", "files", "memory", "progress"),
+    ("__init__", "arguments", "errors", "files", "memory", "progress"),
     ("plugins",),
     ("datasets",),
     ("backbones", "heads", "draw", "upsample"),

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ccsnet.data.images import read_image, read_label
+from ccsnet.data.parallel import num_processors, start_worker
 from ccsnet.data.record import refuse_unfinished
 from ccsnet.data.sampling import (
     epoch_length,
@@ -24,7 +25,7 @@ from ccsnet.data.sampling import (
     scan_labels,
 )
 from ccsnet.data.transforms import Augmentation, augment, resize_aligned
-from ccsnet.data.workers import Failure, num_processors, start_worker
+from ccsnet.data.workers import Failure
 from ccsnet.datasets._folder import read_spec
 from ccsnet.datasets._spec import DatasetSpec, Pair
 from ccsnet.errors import InputError

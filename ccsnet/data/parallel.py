@@ -1,7 +1,8 @@
-"""Independent pieces of work, in this process or spread over several."""
+"""Independent pieces of work, in this process or spread over several that need no torch."""
 
 import concurrent.futures
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -13,6 +14,19 @@ from ccsnet.errors import InputError
 from ccsnet.progress import Reporter
 
 Task = TypeVar("Task")
+
+
+def num_processors() -> int:
+    """How many processors this program may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only.
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def start_worker(*_: int) -> None:
+    """What a worker process does first; a DataLoader tells it its number."""
+    # Ctrl-C reaches every process of a terminal; the main one saves, then ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(0)  # Workers are the parallelism; threads in each would compete.
 
 
 def run_all(
@@ -44,7 +58,7 @@ def run_all(
     pool = concurrent.futures.ProcessPoolExecutor(
         min(workers, len(tasks)),
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
+        initializer=start_worker,
     )
     try:
         for units in pool.map(function, tasks, chunksize=1):
@@ -56,9 +70,3 @@ def run_all(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    # Ctrl-C reaches every process of a terminal; the main one ends the work.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(0)  # Workers are the parallelism; threads in each would compete.

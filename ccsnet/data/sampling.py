@@ -7,7 +7,6 @@ image is shown, `rare_crop` for what a crop shows of it. They share one scan of 
 import contextlib
 import hashlib
 import math
-import os
 import zipfile
 from collections.abc import Sequence
 from functools import partial
@@ -21,7 +20,7 @@ from ccsnet.data.images import read_label
 from ccsnet.data.workers import in_processes
 from ccsnet.datasets._spec import DatasetSpec, Pair
 from ccsnet.errors import InputError
-from ccsnet.files import atomic_path
+from ccsnet.files import atomic_path, cache_folder
 from ccsnet.progress import Reporter, Silent
 
 Item = TypeVar("Item")
@@ -234,9 +233,8 @@ def _fingerprint(spec: DatasetSpec, pairs: Sequence[Pair]) -> str:
 
 def _cache_path(root: Path, split: str) -> Path:
     """One file per folder and split, so that old ones do not pile up."""
-    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     name = hashlib.sha256(f"{root.resolve()}\0{split}".encode()).hexdigest()[:24]
-    return Path(folder) / "ccsnet" / "labels" / f"{name}.npz"
+    return cache_folder() / "labels" / f"{name}.npz"
 
 
 def _read_kept(path: Path, key: str, shape: tuple[int, int]) -> LabelScan | None:

@@ -1,14 +1,12 @@
 """Processes that read files: one result per item, in order, in bounded memory."""
 
-import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ccsnet.data.parallel import num_processors, start_worker
 from ccsnet.errors import InputError
 
 Item = TypeVar("Item")
@@ -24,19 +22,6 @@ class Failure(NamedTuple):
     """
 
     error: Exception
-
-
-def num_processors() -> int:
-    """How many processors this program may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only.
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def start_worker(_: int) -> None:
-    """What a process that reads does first."""
-    # Ctrl-C reaches every process of a terminal; the main one saves, then ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(0)  # Workers are the parallelism; threads in each would compete.
 
 
 class _Chunks(Dataset, Generic[Item, Result]):

@@ -21,10 +21,15 @@ class SegFormerHead(nn.Module):
     ) -> None:
         super().__init__()
         config = config or HeadConfig()
-        self.projections = nn.ModuleList(nn.Conv2d(c, config.dim, 1) for c in channels)
+        self.projections = nn.ModuleList(self.projection(c, config.dim) for c in channels)
         self.fusion = Fusion(config.dim, len(channels))
         self.dropout = nn.Dropout2d(config.dropout)
         self.classifier = classifier(config.dim, num_classes)
+
+    @staticmethod
+    def projection(in_channels: int, dim: int) -> nn.Module:
+        """What brings a map to D channels."""
+        return nn.Conv2d(in_channels, dim, 1)
 
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> Output:
         """Logits at stride 4."""

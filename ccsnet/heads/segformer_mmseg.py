@@ -1,21 +1,12 @@
 """SegFormer's head as MMSegmentation builds it: batch norm and ReLU after each projection."""
 
-from collections.abc import Sequence
-
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ccsnet.heads._base import (
-    HeadConfig,
-    Output,
-    channels_last,
-    classifier,
-    conv_and_norm,
-    norm_as_affine,
-)
+from ccsnet.heads._base import conv_and_norm, norm_as_affine
 from ccsnet.heads._foreign import HeadLayout
-from ccsnet.heads._fusion import Fusion
+from ccsnet.heads.segformer import SegFormerHead
 
 
 class NormedProjection(nn.Module):
@@ -33,7 +24,7 @@ class NormedProjection(nn.Module):
         return F.relu(F.conv2d(feature, self.conv.weight * scale.view(-1, 1, 1, 1), shift))
 
 
-class SegFormerMMSegHead(nn.Module):
+class SegFormerMMSegHead(SegFormerHead):
     """Each map projected to D, normed and rectified, all fused at stride 4, classified.
 
     The ReLU between projection and fusion makes it another function than the paper's head, the
@@ -43,23 +34,7 @@ class SegFormerMMSegHead(nn.Module):
     `SegformerHead`.
     """
 
-    def __init__(
-        self, channels: Sequence[int], num_classes: int, config: HeadConfig | None = None
-    ) -> None:
-        super().__init__()
-        config = config or HeadConfig()
-        self.projections = nn.ModuleList(NormedProjection(c, config.dim) for c in channels)
-        self.fusion = Fusion(config.dim, len(channels))
-        self.dropout = nn.Dropout2d(config.dropout)
-        self.classifier = classifier(config.dim, num_classes)
-
-    def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> Output:
-        """Logits at stride 4."""
-        fused = self.fusion(
-            project(feature)
-            for project, feature in zip(self.projections, channels_last(features), strict=True)
-        )
-        return Output(self.classifier(self.dropout(fused)))
+    projection = NormedProjection
 
 
 build = SegFormerMMSegHead
