@@ -34,3 +34,15 @@ def positional(
             f"First comes the {what}: ccsnet {verb} {word} ... (got {arguments[0]!r})."
         )
     return arguments[0], arguments[1:]
+
+
+def take(arguments: list[str], option: str) -> tuple[str | None, list[str]]:
+    """An option's value, and the arguments without it."""
+    for i, argument in enumerate(arguments):
+        if argument == option:
+            if i + 1 == len(arguments):
+                raise InputError(f"{option} needs a value.")
+            return arguments[i + 1], arguments[:i] + arguments[i + 2 :]
+        if argument.startswith(f"{option}="):
+            return argument.partition("=")[2], arguments[:i] + arguments[i + 1 :]
+    return None, arguments

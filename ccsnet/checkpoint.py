@@ -1,14 +1,15 @@
 """Checkpoints: one safetensors file that holds the weights and, as JSON, all else that is needed.
 
 Nothing in such a file is ever executed. It is written aside and renamed, so it is complete or not
-there. Next to the weights a `last.safetensors` holds the optimizer's state, so that a run resumes
-from that one file.
+there. Next to the weights to predict with, a `last.safetensors` holds what training needs, so that
+a run resumes from that one file.
 """
 
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ class Checkpoint:
     step: int
     miou: float | None = None
     best_miou: float | None = None
+    best_step: int | None = None
 
 
 def save_checkpoint(
@@ -83,7 +85,9 @@ def save_checkpoint(
     step: int,
     miou: float | None = None,
     best_miou: float | None = None,
+    best_step: int | None = None,
     training: Mapping[str, Tensor] | None = None,
+    before_replacing: Callable[[], None] | None = None,
 ) -> None:
     """Write a checkpoint, or leave the one that is there as it was.
 
@@ -95,7 +99,9 @@ def save_checkpoint(
         step: Optimizer steps done.
         miou: Validation mIoU of these weights, if known.
         best_miou: The best of the run so far.
-        training: More tensors that resuming needs (see `optimizer_tensors`).
+        best_step: The step that it was measured at.
+        training: More tensors, which resuming needs (see `training_tensors`).
+        before_replacing: Called when the new file is complete, before it takes the old one's name.
 
     Raises:
         OSError: The disk is full or the folder cannot be written.
@@ -103,14 +109,48 @@ def save_checkpoint(
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     for name, tensor in (training or {}).items():
         tensors[_TRAINING + name] = tensor.detach().cpu().contiguous()
+    state = {"step": step, "miou": miou, "best_miou": best_miou, "best_step": best_step}
     metadata = {
         "format": FORMAT,
         "config": to_json(config),
         "info": json.dumps(asdict(info)),
-        "state": json.dumps({"step": step, "miou": miou, "best_miou": best_miou}),
+        "state": json.dumps(state),
+        "crc32": str(_checksum(tensors)),
     }
     with atomic_path(path) as aside:
-        save_file(tensors, aside, metadata)
+        try:
+            save_file(tensors, aside, metadata)
+        except SafetensorError as error:  # What the library makes of a full disk.
+            raise OSError(
+                f"The checkpoint {path} could not be written ({error}). Checkpoints from before it "
+                "are whole. Make room on the disk, then resume the run."
+            ) from error
+        if before_replacing is not None:
+            before_replacing()
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> int:
+    """Of all values, in the order of their names."""
+    value = 0
+    for name in sorted(tensors):
+        value = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), value)
+    return value
+
+
+def check_whole(path: Path) -> None:
+    """Read all of a checkpoint and compare it with the checksum that it was written with.
+
+    Raises:
+        InputError: It was damaged afterwards.
+    """
+    with _opened(path) as file:
+        written = (file.metadata() or {}).get("crc32")
+        found = _checksum({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    if written != str(found):
+        raise InputError(
+            f"{path} is damaged: its values are not those that were written. Copy it again, or use "
+            "another checkpoint of the run."
+        )
 
 
 def find_checkpoint(path: Path | str, name: str = BEST) -> Path:
@@ -163,10 +203,16 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     path = find_checkpoint(path)
     with _opened(path) as file:
         metadata = file.metadata() or {}
-    if metadata.get("format") != FORMAT:
+    found = metadata.get("format", "of some other program")
+    if found != FORMAT:
+        ours = found.startswith(FORMAT.partition("-")[0] + "-")
         raise InputError(
-            f"{path} holds the format {metadata.get('format', 'of some other program')!r}; this "
-            f"version reads {FORMAT!r}. Give a checkpoint that `ccsnet train` wrote."
+            f"{path} holds the format {found!r}; this version reads {FORMAT!r}. "
+            + (
+                "Another version of ccsnet wrote it: pip install --upgrade ccsnet."
+                if ours
+                else "Give a checkpoint that `ccsnet train` wrote."
+            )
         )
     try:
         state = json.loads(metadata["state"])
@@ -177,6 +223,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
             step=state["step"],
             miou=state["miou"],
             best_miou=state["best_miou"],
+            best_step=state["best_step"],
         )
     except InputError:
         raise
@@ -240,29 +287,3 @@ def training_tensors(path: Path) -> dict[str, Tensor]:
             for name in file.keys()  # noqa: SIM118
             if name.startswith(_TRAINING)
         }
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's moments and counts by parameter number."""
-    tensors = {}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{name}": value for name, value in state.items()}
-    return tensors
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` returned.
-
-    Raises:
-        InputError: The tensors are not there: the file is a checkpoint to predict with.
-    """
-    if not tensors:
-        raise InputError(
-            f"This checkpoint holds weights alone; only a run's {LAST} can be resumed from."
-        )
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        _, index, key = name.split("/")
-        state.setdefault(int(index), {})[key] = tensor
-    whole = optimizer.state_dict()
-    optimizer.load_state_dict({**whole, "state": state})

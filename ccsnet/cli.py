@@ -8,19 +8,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ccsnet.arguments import parse, positional
 from ccsnet.cli_data import data
+from ccsnet.cli_train import train
 from ccsnet.errors import InputError, unknown_name
 from ccsnet.memory import keep_freed_memory
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from ccsnet.metrics import Metrics
-
-DEFAULT_RECIPE = "own"
 LISTED = ("backbones", "datasets", "heads", "recipes")
 
 
@@ -48,16 +43,17 @@ def run(arguments: list[str]) -> int:
         return VERBS[verb](rest) or 0
     except SystemExit as stop:  # The argument parser has said what is wrong.
         return stop.code if isinstance(stop.code, int) else 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("Stopped.", file=sys.stderr)
-        return 130
+        return getattr(stop, "status", 130)  # Another one where a scheduler stopped it.
     except BrokenPipeError:  # Whoever read the output has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (InputError, OSError, FloatingPointError) as error:
         if os.environ.get("CCSNET_DEBUG"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")  # Of several processes that train together.
+        print(f"error{'' if rank == '0' else f' in process {rank}'}: {error}", file=sys.stderr)
         return 2
 
 
@@ -70,88 +66,6 @@ def _usage() -> str:
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"warning: {message}", file=sys.stderr)
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(soft_wrap=True)
-
-
-def _take(arguments: list[str], option: str) -> tuple[str | None, list[str]]:
-    """An option's value, and the arguments without it."""
-    for i, argument in enumerate(arguments):
-        if argument == option:
-            if i + 1 == len(arguments):
-                raise InputError(f"{option} needs a value.")
-            return arguments[i + 1], arguments[:i] + arguments[i + 2 :]
-        if argument.startswith(f"{option}="):
-            return argument.partition("=")[2], arguments[:i] + arguments[i + 1 :]
-    return None, arguments
-
-
-def train(arguments: list[str]) -> int:
-    """Train a model: ccsnet train DATASET [--recipe NAME] [--out DIR] [--resume RUN] [...].
-
-    DATASET is a built-in name, or your folder with a dataset.yaml. `--recipe` names the settings
-    to start from (`ccsnet list recipes`); every option below overrides one of them.
-    """
-    from accelerate import PartialState
-
-    from ccsnet.checkpoint import LAST, read_checkpoint
-    from ccsnet.config import RunConfig
-    from ccsnet.metrics import percent
-    from ccsnet.recipes import recipe
-    from ccsnet.terminal import TerminalReporter
-    from ccsnet.train import Interrupted
-    from ccsnet.train import train as start_training
-
-    asked_help = any(a in ("-h", "--help") for a in arguments)
-    name, arguments = _take(arguments, "--recipe")
-    resumed, arguments = _take(arguments, "--resume")
-    target, arguments = _take(arguments, "--out")
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--dataset", *arguments]
-    if resumed is not None:
-        if name is not None or target is not None:
-            raise InputError("--resume goes on with a run as it is: leave out --recipe and --out.")
-        out = Path(resumed)
-        if not (out / LAST).is_file():
-            raise FileNotFoundError(
-                f"No {out / LAST} to resume from. Give the folder of a run that was interrupted."
-            )
-        default = read_checkpoint(out / LAST).config
-    else:
-        default = recipe(name or DEFAULT_RECIPE)
-    config: RunConfig = parse(
-        RunConfig, "train", arguments, default=default, description=train.__doc__
-    )
-    if not config.data.dataset:
-        raise InputError(
-            "Which data? Give a built-in name (`ccsnet list datasets`) or a folder with a "
-            "dataset.yaml: ccsnet train photos"
-        )
-    assert not asked_help, "help has exited"
-    if resumed is None:
-        data = Path(config.data.dataset.partition(":")[0])
-        label = data.stem if data.suffix in (".yaml", ".yml") else data.resolve().name
-        out = Path(target or f"runs/{label}-{config.model.head}")
-    console = _console()
-    reporter = TerminalReporter(console)
-    try:
-        result = start_training(config, out, resume=resumed is not None, reporter=reporter)
-    except Interrupted as stopped:
-        console.print(str(stopped), highlight=False, markup=False)
-        return 130
-    if not PartialState().is_main_process:
-        return 0
-    _print_metrics(console, result.metrics)
-    console.print(
-        f"Best validation mIoU {percent(result.best_miou)}. "
-        f"Checkpoints, logs and settings are in {out}",
-        highlight=False,
-    )
-    return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +104,7 @@ def evaluate(arguments: list[str]) -> int:
     from ccsnet.predict import PredictConfig, predictor_of
     from ccsnet.preflight import check_classes
     from ccsnet.sliding import stride_of
-    from ccsnet.terminal import TerminalReporter
+    from ccsnet.terminal import TerminalReporter, make_console, metrics_table
 
     run_name, arguments = positional(
         "run", arguments, "evaluate", EvaluateArguments, evaluate.__doc__
@@ -212,7 +126,7 @@ def evaluate(arguments: list[str]) -> int:
         window = (options.window, stride_of(options.window, asked.overlap))
     split = options.split or labelled_split(spec, data.val_split)
     samples = evaluation_samples(spec, root, data, split, multiple=32 if window is None else 1)
-    console = _console()
+    console = make_console()
     reporter = TerminalReporter(console)
     if split != (options.split or data.val_split):
         reporter.note(f"Measured on the split {split!r}, the only one of {spec.name} with labels.")
@@ -228,7 +142,7 @@ def evaluate(arguments: list[str]) -> int:
         progress=reporter.advance,
     ).metrics
     reporter.end()
-    _print_metrics(console, metrics)
+    console.print(*metrics_table(metrics), sep="\n", highlight=False)
     if options.json is not None:
         with atomic_path(options.json) as aside:
             aside.write_text(json.dumps(metrics.to_dict(), indent=2) + "\n")
@@ -263,7 +177,7 @@ def predict(arguments: list[str]) -> int:
     """
     from ccsnet.metrics import percent
     from ccsnet.predict import PredictConfig, find_images, load, predict_files
-    from ccsnet.terminal import TerminalReporter, table
+    from ccsnet.terminal import TerminalReporter, make_console, table
 
     run_name, arguments = positional("run", arguments, "predict", PredictArguments, predict.__doc__)
     cut = next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))
@@ -279,7 +193,7 @@ def predict(arguments: list[str]) -> int:
     save = options.save or (("color",) if options.format is None else ())
     images = find_images(inputs)
     predictor = load(run_name)
-    console = _console()
+    console = make_console()
     reporter = TerminalReporter(console)
     windows = predictor.uses_windows(config) and len(images) == 1
     done_windows = 0
@@ -343,7 +257,7 @@ def convert(arguments: list[str]) -> int:
     MMSegmentation or Hugging Face. `evaluate` and `predict` take the model.
     """
     from ccsnet.convert import convert as make_model
-    from ccsnet.terminal import table
+    from ccsnet.terminal import make_console, table
 
     file, arguments = positional("file", arguments, "convert", ConvertArguments, convert.__doc__)
     options: ConvertArguments = parse(
@@ -357,7 +271,7 @@ def convert(arguments: list[str]) -> int:
         dataset=options.dataset,
         top_k=options.top_k,
     )
-    console = _console()
+    console = make_console()
     rows = [[part, names, "-" if n is None else str(n)] for part, names, n in made.rows]
     columns = {"part": "left", "as named by": "left", "tensors": "right"}
     console.print(table("Converted", columns, rows))
@@ -386,11 +300,11 @@ def demo(arguments: list[str]) -> int:
     A run that is there already is finished if it was interrupted, and used if it was not.
     """
     from ccsnet.demo import run_demo
-    from ccsnet.terminal import TerminalReporter
+    from ccsnet.terminal import TerminalReporter, make_console
     from ccsnet.train import Interrupted
 
     options: DemoArguments = parse(DemoArguments, "demo", arguments, description=demo.__doc__)
-    console = _console()
+    console = make_console()
     try:
         report = run_demo(options.out, steps=options.steps, reporter=TerminalReporter(console))
     except Interrupted:
@@ -446,27 +360,6 @@ def list_names(arguments: list[str]) -> int:
 def _summary(item: object) -> str:
     """The first line of a docstring."""
     return (item.__doc__ or "").partition("\n")[0]
-
-
-def _print_metrics(console: "Console", metrics: "Metrics") -> None:
-    from ccsnet.metrics import percent
-    from ccsnet.terminal import table
-
-    columns = {"class": "left", "IoU %": "right", "Dice %": "right", "accuracy %": "right"}
-    rows = [
-        [name, percent(iou), percent(dice), percent(accuracy)]
-        for name, iou, dice, accuracy in zip(
-            metrics.classes, metrics.iou, metrics.dice, metrics.accuracy, strict=True
-        )
-    ]
-    rows.append(
-        ["mean", percent(metrics.miou), percent(metrics.mean_dice), percent(metrics.mean_accuracy)]
-    )
-    console.print(table(f"{metrics.images} images", columns, rows))
-    console.print(
-        f"mIoU {percent(metrics.miou)}   pixel accuracy {percent(metrics.pixel_accuracy)}",
-        highlight=False,
-    )
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {

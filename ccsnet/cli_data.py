@@ -18,7 +18,7 @@ FILES_SHOWN = 3  # Of each kind of problem; --json has all.
 
 
 def data(arguments: list[str]) -> int:
-    """Get data ready and look at it: ccsnet data prepare|init|import|check|browse ..."""
+    """Get data ready and look at it: ccsnet data prepare|init|import|check|browse|shard ..."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: ccsnet data VERB ...\n")
         for verb, function in VERBS.items():
@@ -363,6 +363,76 @@ def init(arguments: list[str]) -> int:
     return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShardArguments:
+    """Which files, and where to."""
+
+    out: Path
+    """Folder for the shards; new, or one that an interrupted call has begun."""
+    root: Path | None = None
+    """The data's folder; none: the data set's own default."""
+    splits: tuple[str, ...] = ()
+    """Which splits; none: all that are there. More can be added later."""
+    size: int = 256
+    """MiB per shard."""
+
+
+def shard(arguments: list[str]) -> int:
+    """Copy a data set into tar shards: ccsnet data shard DATASET --out DIR [--size 256] [...].
+
+    For data of many small files on a network disk. DATASET is as for `ccsnet train`; an own
+    dataset.yaml is copied too. DIR is then trained on like the folder, with the same samples in
+    the same order. A call that was interrupted goes on when it is given again.
+    """
+    from ccsnet.data.loading import DataConfig, open_dataset
+    from ccsnet.data.shard import MEBIBYTE, own_description, shard_dataset
+    from ccsnet.terminal import TerminalReporter, table
+
+    name, rest = positional("data set", arguments, "data shard", ShardArguments, shard.__doc__)
+    options: ShardArguments = parse(ShardArguments, "data shard", rest, description=shard.__doc__)
+    spec, root = open_dataset(DataConfig(dataset=name, root=options.root))
+    out = options.out.expanduser()
+    description = own_description(name, spec)
+    console = _console()
+    reporter = TerminalReporter(console)
+    try:
+        made = shard_dataset(
+            spec,
+            root,
+            out,
+            splits=options.splits,
+            shard_bytes=options.size * MEBIBYTE,
+            description=description,
+            reporter=reporter,
+        )
+    except KeyboardInterrupt:
+        reporter.end()
+        console.print(
+            "Stopped; finished shards are kept. The same command goes on.",
+            highlight=False,
+            markup=False,
+        )
+        return 130
+    finally:
+        reporter.end()
+    rows = []
+    for split, found in made.index.splits.items():
+        entries = [entry for one in found.shards for entry in one.entries]
+        labels = sum(entry.label is not None for entry in entries)
+        size = sum(one.size for one in found.shards) / MEBIBYTE
+        rows.append([split, *map(str, (len(entries), labels, len(found.shards))), f"{size:,.1f}"])
+    columns = ("images", "labels", "shards", "MiB")
+    console.print(
+        table(f"{spec.name} in {out}", {"split": "left"} | dict.fromkeys(columns, "right"), rows)
+    )
+    for split in made.left_out:
+        console.print(f"note: {split} is not in {root}, and left out.", highlight=False)
+    done = f"Wrote {made.written} shards" if made.written else "All shards were there"
+    place = f"{name} --root {out}" if description is None else str(out)
+    console.print(f"{done}. Next: ccsnet train {place}", highlight=False, markup=False)
+    return 0
+
+
 def _console() -> "Console":
     from rich.console import Console
 
@@ -375,4 +445,5 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "check": check,
     "browse": browse,
     "import": import_,
+    "shard": shard,
 }

@@ -14,7 +14,7 @@ from ccsnet.errors import InputError, unknown_name
 from ccsnet.optim import OptimConfig
 from ccsnet.segmenter import ModelConfig
 
-Precision = Literal["auto", "float32", "bf16"]
+Precision = Literal["auto", "float32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,14 @@ class TrainConfig:
     """Steps between validations; none: a tenth of the run. The last step always validates."""
     validate_batch_size: int = 8
     """Images of equal size that are evaluated together."""
+    patience: int | None = None
+    """Stop after so many validations without a better mIoU; none: never."""
+    save_every: int | None = None
+    """Steps between checkpoints to resume from; none: at validations and every 15 minutes."""
+    keep_last: int = 2
+    """How many of them are kept: an older one serves when the newest is damaged."""
+    keep_best: int = 1
+    """How many of the best validated models are kept."""
     seed: int = 0
     """Fixes initial weights, order, augmentation and dropout."""
     precision: Precision = "auto"
@@ -41,16 +49,31 @@ class TrainConfig:
     """Less memory for more time: the backbone's blocks are computed again going backward."""
     compile: bool = False
     """Compile the network (torch.compile): a minute or two first, then faster steps on a GPU."""
+    ema: float | None = None
+    """Share of the averaged weights that a step keeps, such as 0.9998; they are then what is
+    validated and saved. None: no average."""
+    batch_norm: Literal["synced", "frozen"] = "synced"
+    """synced: over all processes, plain on one; frozen: the backbone keeps its statistics."""
+    loss: str = "ce"
+    """Of the final prediction, such as "ce:1+dice:3" (docs/losses.md)."""
+    coarse_loss: str | None = None
+    """Of the coarse prediction; none: the same."""
     coarse_weight: float = 0.4
     """Of the coarse prediction's loss; the final prediction's is 1."""
     class_weights: ClassWeights = "none"
     """Of the loss: none | auto (median-frequency balancing) | a number for each class."""
     cpu: bool = False
     """Train on the processor even where there is a GPU."""
+    shard: bool = False
+    """Spread the weights over all processes (FSDP), for models that do not fit into one."""
+    timeout: float = 1800.0
+    """Seconds until a process that does not answer the others ends the run."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Where figures go besides the CSV files: tensorboard wandb mlflow comet_ml clearml aim."""
 
     def __post_init__(self) -> None:
         numbers = ("steps", "batch_size", "accumulate", "validate_every", "validate_batch_size")
-        for name in numbers:
+        for name in (*numbers, "patience", "save_every", "keep_last", "keep_best"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; it must be at least 1.")
@@ -60,6 +83,10 @@ class TrainConfig:
                 f"divide into accumulate={self.accumulate} equal passes. Use a multiple of "
                 f"{self.accumulate}, or another --accumulate."
             )
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise InputError(f"ema is {self.ema}; it must be above 0 and below 1, as 0.9998 is.")
+        if not self.timeout > 0:
+            raise InputError(f"timeout is {self.timeout} seconds; it must be above 0.")
 
     @property
     def validation_interval(self) -> int:

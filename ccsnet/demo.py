@@ -1,10 +1,6 @@
 """The demo: a CCSNet learns the land cover of the Earth and draws its map, in minutes."""
 
-import dataclasses
-import os
-import platform
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +9,6 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ccsnet import __version__
 from ccsnet.checkpoint import LAST, read_checkpoint
 from ccsnet.config import RunConfig
 from ccsnet.data.images import read_image, read_label, write_bytes, write_palette_png
@@ -25,29 +20,30 @@ from ccsnet.errors import InputError
 from ccsnet.evaluate import Evaluation, evaluate
 from ccsnet.heads.ccs import CCSHead, relevant_classes
 from ccsnet.metrics import ConfusionMatrix, Metrics, percent
+from ccsnet.pictures import mark, side_by_side
 from ccsnet.predict import PredictConfig, Prediction, Predictor, load
 from ccsnet.progress import Reporter, Silent
 from ccsnet.recipes import recipe
-from ccsnet.report import (
-    Picture,
-    Section,
-    Table,
-    class_table,
-    comparison,
-    confusion_plot,
-    mark,
-    picture,
-    plot,
-    side_by_side,
-    training_curve,
-    write_report,
+from ccsnet.report import Section, Table, picture, write_report
+from ccsnet.run_report import (
+    confusion_section,
+    facts_table,
+    images_section,
+    origin_text,
+    result_section,
+    settings_table,
+    training_section,
 )
-from ccsnet.runlog import LOG_FILE, VALIDATION_FILE, read_log
 from ccsnet.train import train
 
 WORLD = PredictConfig(window=512, overlap=0.25)
 BASELINE_PIXELS = 400_000
-TILES_SHOWN = 4
+BASELINE_NAME = "colour alone"
+RESULT_TEXTS = [
+    "The last column is the colour-only baseline: a quadratic classifier of single pixels, taught "
+    "and measured on the same tiles. The difference is what the network adds. The checkpoint is "
+    "the best of the run's validations, which are on these tiles too."
+]
 POSTER_WIDTH = 1400
 PLACE_SIDE = 256  # Pixels around a place; 17 degrees.
 
@@ -176,17 +172,26 @@ def _write(
     write_palette_png(out / "world.png", world.label, spec.colours)
     write_bytes(out / "earth.jpg", _poster(world, spec))
     metrics = measured.metrics
+    config = read_checkpoint(out).config
     gain = 100 * (metrics.miou - baseline.miou)
     ours, colour_alone = percent(metrics.miou), percent(baseline.miou)
     sections = [
         _world_section(world, spec),
         _data_section(spec, root),
         _model_section(predictor, out),
-        _training_section(out, baseline),
-        _result_section(metrics, baseline, out),
-        _tiles_section(measured, predictor, spec, root, out),
+        training_section(out, config, baseline.miou, BASELINE_NAME, beside=out / "training.png"),
+        result_section(metrics, RESULT_TEXTS, baseline, BASELINE_NAME),
+        confusion_section(metrics, beside=out / "confusion.png"),
+        images_section(
+            measured,
+            predictor,
+            spec,
+            spec.pairs(root, "val"),
+            describe=_degrees,
+            beside=lambda kind, name: out / f"tile_{kind}_{name}.png",
+        ),
         _places_section(predictor, world, spec, out),
-        _origin_section(out, started),
+        _origin_section(config, started),
     ]
     report = out / "report.html"
     write_report(
@@ -300,77 +305,8 @@ def _model_section(predictor: Predictor, out: Path) -> Section:
             "centres, but only from the few classes that the coarse prediction finds likely at "
             "their place."
         ],
-        [_facts(rows)],
+        [facts_table(rows)],
     )
-
-
-def _facts(rows: Mapping[str, object]) -> Table:
-    return Table(["", ""], [[name, str(value)] for name, value in rows.items()])
-
-
-def _training_section(out: Path, baseline: Metrics) -> Section:
-    rows = read_log(out / LOG_FILE)
-    config = read_checkpoint(out).config
-    curve = plot(
-        training_curve(rows, read_log(out / VALIDATION_FILE), baseline.miou),
-        "Loss of each step (grey) and its running mean; validation mIoU",
-        beside=out / "training.png",
-    )
-    rate = np.median([row["images_per_second"] for row in rows])
-    facts = {
-        "steps": f"{len(rows)} of {config.train.batch_size} images",
-        "time": f"{rows[-1]['seconds'] / 60:.1f} minutes",
-        "images per second": f"{rate:.1f}",
-        "learning rate": f"{config.optim.lr:g}, heads x{config.optim.head_lr_multiplier:g}",
-        "precision": config.train.precision,
-        "seed": config.train.seed,
-    }
-    return Section("Training", [], [curve, _facts(facts)])
-
-
-def _result_section(metrics: Metrics, baseline: Metrics, out: Path) -> Section:
-    return Section(
-        "What it reached",
-        [
-            f"mIoU {percent(metrics.miou)} %, "
-            f"pixel accuracy {percent(metrics.pixel_accuracy)} %. The last column is the "
-            "colour-only baseline: a quadratic classifier of single pixels, taught and measured "
-            "on the same tiles. The difference is what the network adds. The checkpoint is the "
-            "best of the run's validations, which are on these tiles too.",
-        ],
-        [
-            class_table(metrics, baseline, "colour alone"),
-            plot(
-                confusion_plot(metrics),
-                "Of each class's labelled pixels, the per cent taken for each class",
-                beside=out / "confusion.png",
-            ),
-        ],
-    )
-
-
-def _tiles_section(
-    measured: Evaluation, predictor: Predictor, spec: DatasetSpec, root: Path, out: Path
-) -> Section:
-    pairs = {pair.name: pair for pair in spec.pairs(root, "val")}
-    ranking = measured.per_image
-    count = min(TILES_SHOWN, len(ranking) // 2)
-    blocks: list[Table | Picture] = []
-    chosen = [("best", item) for item in reversed(ranking[-count:])]
-    chosen += [("worst", item) for item in ranking[:count]]
-    for kind, (name, miou) in chosen:
-        image, label = _read(pairs[name], spec)
-        prediction = predictor.predict(image).label
-        blocks.append(
-            picture(
-                comparison(image, label, prediction, spec.colours, spec.ignore_index),
-                f"{kind}: {_degrees(name)}, mIoU {percent(miou)} %. "
-                "Picture, truth, prediction, errors in red",
-                beside=out / f"tile_{kind}_{name}.png",
-                legend=(kind, name) == ("best", chosen[0][1][0]),
-            )
-        )
-    return Section("The best and the worst tiles", [], blocks)
 
 
 def _degrees(tile: str) -> str:
@@ -445,22 +381,10 @@ def _places_section(
     return section
 
 
-def _origin_section(out: Path, started: float) -> Section:
-    versions = (
-        f"ccsnet {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
-    )
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors"
-    config = dataclasses.asdict(read_checkpoint(out).config)
-    settings = [
-        [f"{part}.{name}", str(value)]
-        for part, values in config.items()
-        for name, value in values.items()
-    ]
+def _origin_section(config: RunConfig, started: float) -> Section:
+    minutes = (time.perf_counter() - started) / 60
     return Section(
         "How this was made",
-        [
-            f"ccsnet demo; {versions}; {machine}. This call took "
-            f"{(time.perf_counter() - started) / 60:.1f} minutes.",
-        ],
-        [Table(["setting", "value"], settings)],
+        [f"ccsnet demo; {origin_text()} This call took {minutes:.1f} minutes."],
+        [settings_table(config)],
     )

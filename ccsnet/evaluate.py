@@ -1,9 +1,11 @@
 """Measure a model on a labelled set: batches by equal size, one streaming confusion matrix."""
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,7 @@ from ccsnet.data.loading import Sample, batches_of_equal_size
 from ccsnet.datasets._spec import DatasetSpec
 from ccsnet.errors import InputError
 from ccsnet.metrics import ConfusionMatrix, Metrics
+from ccsnet.parallel import Processes
 from ccsnet.sliding import sliding_label
 from ccsnet.upsample import upsample_argmax
 
@@ -34,7 +37,8 @@ def evaluate(
     window: tuple[int, int] | None = None,
     per_image: bool = False,
     progress: Callable[[int], None] | None = None,
-    reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    processes: Processes | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Evaluation:
     """Compare predictions with labels, each at its label's own size.
 
@@ -47,7 +51,8 @@ def evaluate(
         window: Side and stride in pixels of windows that each image is seen in. None: as a whole.
         per_image: Also rank the images.
         progress: Called with the number of images just done.
-        reduce: Sums a tensor over the processes that share the set.
+        processes: Those that share the set: each measures its samples, all return the whole.
+        stop: Asked after every batch; once it says yes, the rest is left out.
     """
     device = next(model.parameters()).device
     # Images that are seen in windows need not have one size.
@@ -63,26 +68,56 @@ def evaluate(
         else:
             predictions = _in_windows(model, batch, len(classes), window, batch_size)
         for sample, prediction in zip(batch, predictions, strict=True):
-            label, prediction = sample.label.to(device), prediction.to(device)
-            total.update(label, prediction)
+            alone = ConfusionMatrix(len(classes), ignore_index)
+            alone.update(sample.label.to(device), prediction.to(device))
+            total.add(alone)
             if per_image:
-                alone = ConfusionMatrix(len(classes), ignore_index)
-                alone.update(label, prediction)
                 metrics = Metrics(classes=classes, confusion=alone.matrix())
                 ranking.append((sample.name, metrics.miou))
         count += len(batch)
         if progress is not None:
             progress(len(batch))
+        if stop is not None and stop():
+            break
     model.train(was_training)
-    if reduce is not None:
+    if processes is not None and processes.num > 1:
         counts = total.counts
         if counts is None:
             counts = torch.zeros(len(classes) ** 2, dtype=torch.long, device=device)
-        total.counts = reduce(counts)
-        count = int(reduce(torch.tensor(count, device=device)))
+        total.counts = processes.sum(counts)
+        count = int(processes.sum(torch.tensor(count)))
+        ranking = processes.gather(ranking)
     metrics = Metrics(classes=classes, confusion=total.matrix(), images=count)
     counted = [row for row in ranking if not math.isnan(row[1])]  # NaN: not one valid pixel.
-    return Evaluation(metrics, sorted(counted, key=lambda row: row[1]))
+    # By name where equal, so that the order does not tell how many processes there were.
+    return Evaluation(metrics, sorted(counted, key=lambda row: (row[1], row[0])))
+
+
+def evaluation_to_json(evaluation: Evaluation, step: int) -> str:
+    """What was measured at a step of a run, as `evaluation_from_json` reads it."""
+    values = {"step": step, **evaluation.metrics.to_dict(), "per_image": evaluation.per_image}
+    return json.dumps(values, indent=1)
+
+
+def evaluation_from_json(text: str, source: str) -> Evaluation:
+    """What `evaluation_to_json` wrote.
+
+    Raises:
+        InputError: The text is something else.
+    """
+    try:
+        values = json.loads(text)
+        metrics = Metrics(
+            classes=tuple(values["iou"]),
+            confusion=np.array(values["confusion"], np.int64),
+            images=values["images"],
+        )
+        return Evaluation(metrics, [(name, miou) for name, miou in values["per_image"]])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{source} does not hold the figures of a validation ({error!r}): it was not written "
+            "by `ccsnet train`, or it was cut short."
+        ) from error
 
 
 def _whole(model: nn.Module, batch: Sequence[Sample], device: torch.device) -> Iterator[Tensor]:

@@ -25,6 +25,11 @@ class ConfusionMatrix:
         counts = torch.bincount(codes, minlength=self.num_classes**2)
         self.counts = counts if self.counts is None else self.counts + counts
 
+    def add(self, other: "ConfusionMatrix") -> None:
+        """Take in what another one counted."""
+        if other.counts is not None:
+            self.counts = other.counts if self.counts is None else self.counts + other.counts
+
     def matrix(self) -> Int64[np.ndarray, "N N"]:
         """Rows are labels, columns predictions, entries pixels."""
         shape = (self.num_classes, self.num_classes)

@@ -50,9 +50,12 @@ def find_plugin(package: str, name: str, attribute: str) -> Any:
     Raises:
         InputError: No plug-in has that name, or your module or its attribute does not exist.
     """
-    kind = {"datasets": "data set", "heads": "head", "backbones": "backbone"}[
-        package.rpartition(".")[2]
-    ]
+    kind = {
+        "datasets": "data set",
+        "heads": "head",
+        "backbones": "backbone",
+        "losses": "loss",
+    }[package.rpartition(".")[2]]
     if ":" in name and not name.startswith((":", ".")):
         module_name, _, own = name.partition(":")
         try:

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +18,28 @@ class Mode(NamedTuple):
     """How a model computes."""
 
     precision: str
-    """float32 or bf16."""
+    """float32, bf16 or fp16."""
     channels_last: bool
     """Whether the backbone's maps keep the channels of a place side by side."""
 
 
 def autocast(mode: Mode, device: torch.device) -> torch.autocast:
     """The context in which a forward pass runs in a mode."""
-    dtype = {"float32": None, "bf16": torch.bfloat16}[mode.precision]
+    dtype = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[mode.precision]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+class Autocast(nn.Module):
+    """A network in a mode; a module, so that it can be compiled and copied to every process."""
+
+    def __init__(self, model: nn.Module, mode: Mode, device: torch.device) -> None:
+        super().__init__()
+        self.model, self.mode, self.device = model, mode, device
+
+    def forward(self, image: Tensor) -> Any:
+        """What the network makes of images."""
+        with autocast(self.mode, self.device):
+            return self.model(image)
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -52,7 +65,7 @@ def choose_mode(
         model: The network, in training mode, on its device; left as it is, as is the random stream.
         image: A batch like those of the run.
         loss: Runs a network on images.
-        precision: auto, float32 or bf16.
+        precision: auto, or one of `Mode`; auto never takes fp16, which needs its losses scaled.
         channels_last: None to try both orders.
 
     Returns:

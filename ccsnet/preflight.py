@@ -1,6 +1,6 @@
 """What is settled and checked before the first step, rather than hours into a run."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -10,12 +10,14 @@ from ccsnet.checkpoint import Checkpoint
 from ccsnet.config import RunConfig
 from ccsnet.data.check import channel_statistics, check_labels
 from ccsnet.data.loading import Batch, training_batches
+from ccsnet.data.sampling import scan_labels, settle_class_weights
 from ccsnet.datasets._spec import DatasetSpec
 from ccsnet.errors import InputError
-from ccsnet.loss import segmentation_loss
+from ccsnet.loss import SegmentationLoss
+from ccsnet.parallel import Processes
 from ccsnet.precision import TRIAL_BATCH, Mode, choose_mode
 from ccsnet.progress import Reporter
-from ccsnet.segmenter import Segmenter
+from ccsnet.segmenter import ModelConfig, Segmenter
 
 LABELS_CHECKED = 2000  # Per split; the rest is checked as it is read.
 
@@ -86,15 +88,86 @@ def check_compiler(device: torch.device) -> None:
         ) from error
 
 
+def check_model(checkpoint: Checkpoint, model: ModelConfig) -> None:
+    """Refuse to go on with another model than the checkpoint's.
+
+    Raises:
+        InputError: A setting differs that the weights depend on.
+    """
+    theirs, ours = (_decisive(config) for config in (checkpoint.config.model, model))
+    for name, value in ours.items():
+        if value != theirs[name]:
+            raise InputError(
+                f"The model of {checkpoint.path} has {name}={theirs[name]!r}, not {value!r}. Leave "
+                "the model as it is, or start another run with another --out."
+            )
+
+
+def _decisive(model: ModelConfig) -> dict[str, object]:
+    """The settings without which weights mean something else."""
+    values = asdict(model)
+    values |= values.pop("head_config")
+    free = ("backbone_weights", "drop_path", "dropout", "frozen_stages")
+    return {name: value for name, value in values.items() if name not in free}
+
+
+def settled_as(saved: RunConfig, config: RunConfig) -> RunConfig:
+    """A resumed run's settings: what the run itself chose stays chosen."""
+    train = config.train
+    if train.precision == "auto":
+        train = replace(train, precision=saved.train.precision)
+    if train.channels_last is None:
+        train = replace(train, channels_last=saved.train.channels_last)
+    if train.class_weights == "auto":
+        train = replace(train, class_weights=saved.train.class_weights)
+    mean, std = config.model.mean or saved.model.mean, config.model.std or saved.model.std
+    return replace(config, train=train, model=replace(config.model, mean=mean, std=std))
+
+
+def check_shares(config: RunConfig, processes: int) -> None:
+    """Refuse a batch that does not divide among processes and passes.
+
+    Raises:
+        InputError: It does not.
+    """
+    share = config.train.accumulate * processes
+    if config.train.batch_size % share:
+        raise InputError(
+            f"batch_size is {config.train.batch_size} images for each optimizer step and does not "
+            f"divide among {processes} processes x {config.train.accumulate} passes. "
+            f"Use a multiple of {share}."
+        )
+
+
+def with_class_weights(
+    config: RunConfig, spec: DatasetSpec, root: Path, reporter: Reporter
+) -> RunConfig:
+    """Class weights as numbers; what they and the sampler need of the labels is read here.
+
+    Raises:
+        FileNotFoundError: The data is not there.
+        InputError: The weights cannot be used, or a label cannot.
+    """
+    data, weights = config.data, config.train.class_weights
+    if data.knows_classes or weights == "auto":
+        scan_labels(spec, root, data.train_split, workers=data.num_workers, reporter=reporter)
+    settled = settle_class_weights(weights, spec, root, data.train_split, data.num_workers)
+    return replace(config, train=replace(config.train, class_weights=settled))
+
+
 def settle_mode(
     config: RunConfig,
     model: Segmenter,
+    loss: SegmentationLoss,
     spec: DatasetSpec,
     root: Path,
-    device: torch.device,
+    processes: Processes,
     reporter: Reporter,
 ) -> Mode:
-    """The run's precision and memory order; `auto` is tried on the run's first images."""
+    """The run's precision and memory order; `auto` is tried on the run's first images.
+
+    Several processes take what the first of them finds.
+    """
     precision, order = config.train.precision, config.train.channels_last
     if precision != "auto":
         return Mode(precision, True if order is None else order)
@@ -107,15 +180,15 @@ def settle_mode(
         steps=1,
     )
     batch: Batch = next(iter(batches))
-    labels = batch.label.to(device)
+    labels = batch.label.to(processes.device)
 
-    def loss(network: nn.Module, image: Tensor) -> Tensor:
-        terms = segmentation_loss(network(image), labels, ignore_index=spec.ignore_index)
-        return torch.stack(list(terms.values())).sum()
+    def total(network: nn.Module, image: Tensor) -> Tensor:
+        return torch.stack(list(loss(network(image), labels).values())).sum()
 
     mode, seconds = choose_mode(
-        model, batch.image.to(device), loss, precision=precision, channels_last=order
+        model, batch.image.to(processes.device), total, precision=precision, channels_last=order
     )
+    mode = Mode(*processes.gather([tuple(mode)])[0])
     trials = ", ".join(f"{_name(m)} {1e3 * s:.0f} ms" for m, s in seconds.items())
     reporter.note(f"Precision {_name(mode)}" + (f" (tried: {trials})" if trials else ""))
     return mode

@@ -38,3 +38,12 @@ class Silent:
 
     def end(self) -> None:
         """Say nothing."""
+
+
+def duration(seconds: float) -> str:
+    """A time as hours, minutes and seconds, with days where there are any."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    clock = f"{hours}:{minutes:02}:{rest:02}"
+    return f"{days} d {clock}" if days else clock

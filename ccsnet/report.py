@@ -10,16 +10,15 @@ from pathlib import Path
 import cv2
 import jinja2
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
 from ccsnet.data.images import write_png
 from ccsnet.datasets._spec import Colour
-from ccsnet.draw import colourise, error_map
 from ccsnet.files import atomic_path
 from ccsnet.metrics import Metrics, percent
 
-GAP = 6  # White pixels between pictures that stand side by side.
+NAMED_CLASSES = 30  # More than these have no room for names beside a confusion matrix.
 
 
 @dataclass(frozen=True)
@@ -38,17 +37,24 @@ class Picture:
     source: str
     """A data URL."""
     caption: str
-    legend: bool = False
-    """Whether the classes' colours are explained below it."""
+    legend: bool | tuple[int, ...] = False
+    """Whether the classes' colours are explained below it; a tuple: those of some classes."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines to copy."""
+
+    code: str
 
 
 @dataclass
 class Section:
-    """A heading, paragraphs, then tables and pictures in order."""
+    """A heading, paragraphs, then tables, pictures and code in order."""
 
     title: str
     texts: list[str] = field(default_factory=list)
-    blocks: list[Table | Picture] = field(default_factory=list)
+    blocks: list[Table | Picture | Code] = field(default_factory=list)
 
 
 def write_report(
@@ -90,7 +96,7 @@ def picture(
     *,
     beside: Path | None = None,
     max_width: int = 1600,
-    legend: bool = False,
+    legend: bool | tuple[int, ...] = False,
 ) -> Picture:
     """An image for the page, no wider than `max_width`.
 
@@ -99,7 +105,7 @@ def picture(
         caption: What it shows.
         beside: Also write it there as a PNG, at full size.
         max_width: In pixels, inside the page.
-        legend: Explain the classes' colours below it.
+        legend: Explain the classes' colours below it, or those of some.
     """
     if beside is not None:
         write_png(beside, pixels)
@@ -129,6 +135,7 @@ def training_curve(
     rows: Sequence[Mapping[str, float]],
     validations: Sequence[Mapping[str, float]],
     baseline: float | None = None,
+    baseline_name: str = "baseline",
 ) -> Figure:
     """Loss by step, and validation mIoU with the baseline's as a line.
 
@@ -136,6 +143,7 @@ def training_curve(
         rows: Of log.csv, as `read_log` returns them.
         validations: Of validation.csv.
         baseline: mIoU to compare with.
+        baseline_name: What it is of.
     """
     figure = Figure(figsize=(9, 3.4))
     left, right = figure.subplots(1, 2)
@@ -151,7 +159,7 @@ def training_curve(
     if measured:
         right.plot(*zip(*measured, strict=True), marker="o", color="#036", label="this run")
     if baseline is not None:
-        right.axhline(100 * baseline, color="#b40", linestyle="--", label="colour only")
+        right.axhline(100 * baseline, color="#b40", linestyle="--", label=baseline_name)
     right.set(xlabel="step", ylabel="validation mIoU (%)", ylim=(0, None))
     if right.has_data():
         right.legend(loc="lower right")
@@ -162,23 +170,45 @@ def training_curve(
 
 
 def confusion_plot(metrics: Metrics) -> Figure:
-    """What the labelled pixels of each class were taken for, in per cent."""
+    """What the labelled pixels of each class were taken for, in per cent.
+
+    Of many classes, those with the most pixels that were taken wrongly for each other.
+    """
     confusion = metrics.confusion.astype(float)
     share = 100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    count = len(metrics.classes)
-    side = min(12.0, 2.5 + 0.5 * count)
+    shown = np.arange(len(metrics.classes))
+    if len(shown) > NAMED_CLASSES:
+        wrong = confusion * ~np.eye(len(shown), dtype=bool)
+        shown = np.sort(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:NAMED_CLASSES])
+    share = share[np.ix_(shown, shown)]
+    names = [metrics.classes[i] for i in shown.tolist()]
+    side = min(12.0, 2.5 + 0.5 * len(names))
     figure = Figure(figsize=(side, side))
     axes = figure.subplots()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    if count <= 40:
-        axes.set_xticks(range(count), metrics.classes, rotation=60, ha="right")
-        axes.set_yticks(range(count), metrics.classes)
+    # A dollar sign would begin a formula.
+    plain = [name.replace("$", r"\$") for name in names]
+    axes.set_xticks(range(len(names)), plain, rotation=60, ha="right")
+    axes.set_yticks(range(len(names)), plain)
     axes.set(xlabel="predicted", ylabel="labelled")
-    if count <= 20:
-        for i, j in np.ndindex(count, count):
+    if len(names) <= 20:
+        for i, j in np.ndindex(share.shape):
             colour = "white" if share[i, j] > 55 else "black"
             axes.text(j, i, f"{share[i, j]:.0f}", ha="center", va="center", color=colour, size=8)
     return figure
+
+
+def confusion_table(metrics: Metrics, num: int = 10) -> Table:
+    """The mistakes that took the most pixels."""
+    wrong = metrics.confusion * ~np.eye(len(metrics.classes), dtype=bool)
+    total, of_class = max(int(metrics.confusion.sum()), 1), metrics.confusion.sum(1)
+    rows = []
+    for place in np.argsort(-wrong, axis=None, kind="stable")[:num]:
+        i, j = divmod(int(place), len(metrics.classes))
+        if wrong[i, j]:
+            shares = (percent(wrong[i, j] / of_class[i]), percent(wrong[i, j] / total))
+            rows.append([metrics.classes[i], metrics.classes[j], *shares])
+    return Table(["labelled", "taken for", "of the class's pixels %", "of all pixels %"], rows)
 
 
 def class_table(
@@ -212,38 +242,3 @@ def class_table(
         for row, iou in zip(rows, [*baseline.iou, baseline.miou], strict=True):
             row.append(percent(float(iou)))
     return Table(head, rows, total=True)
-
-
-def comparison(
-    image: UInt8[np.ndarray, "H W 3"],
-    label: Integer[np.ndarray, "H W"],
-    prediction: Integer[np.ndarray, "H W"],
-    colours: Sequence[Colour],
-    ignore_index: int = 255,
-) -> UInt8[np.ndarray, "H _ 3"]:
-    """Image, truth, prediction and errors side by side."""
-    return side_by_side(
-        [
-            image,
-            colourise(label, colours),
-            colourise(prediction, colours),
-            error_map(label, prediction, ignore_index),
-        ]
-    )
-
-
-def side_by_side(pictures: Sequence[UInt8[np.ndarray, "H _ 3"]]) -> UInt8[np.ndarray, "H _ 3"]:
-    """Pictures of one height in a row, white between them."""
-    gap = np.full((pictures[0].shape[0], GAP, 3), 255, np.uint8)
-    row = [part for item in pictures for part in (item, gap)]
-    return np.concatenate(row[:-1], axis=1)
-
-
-def mark(
-    image: UInt8[np.ndarray, "H W 3"], row: int, column: int, radius: int = 9
-) -> UInt8[np.ndarray, "H W 3"]:
-    """A copy with a ring around a place."""
-    marked = image.copy()
-    for width, colour in ((5, (0, 0, 0)), (2, (255, 255, 255))):
-        cv2.circle(marked, (column, row), radius, colour, width, cv2.LINE_AA)
-    return marked

@@ -3,50 +3,91 @@
 import contextlib
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from ccsnet import checkpoint as ckpt
-from ccsnet.checkpoint import BEST, LAST, ClassInfo
+from ccsnet.averaging import WeightAverage
+from ccsnet.batch_norm import freeze, synchronise
+from ccsnet.checkpoint import BEST, LAST, Checkpoint, ClassInfo
 from ccsnet.config import RunConfig, to_json
 from ccsnet.data.loading import (
     Batch,
-    SafeLoader,
     evaluation_samples,
     open_dataset,
     test_sides,
     training_batches,
 )
-from ccsnet.data.sampling import scan_labels, settle_class_weights
-from ccsnet.datasets._spec import DatasetSpec
-from ccsnet.errors import InputError
-from ccsnet.evaluate import evaluate
+from ccsnet.evaluate import Evaluation, evaluate, evaluation_to_json
 from ccsnet.files import atomic_path
-from ccsnet.heads._base import Output
-from ccsnet.loss import segmentation_loss, total_weight
+from ccsnet.loss import SegmentationLoss
+from ccsnet.memory import peak_memory
 from ccsnet.metrics import Metrics
 from ccsnet.optim import create_optimizer, set_lr
-from ccsnet.precision import Mode, autocast, in_memory_order
-from ccsnet.preflight import check_classes, check_compiler, check_data, settle_mode, with_statistics
+from ccsnet.optimizer_state import restore_state, state_tensors
+from ccsnet.parallel import Processes, gradients_kept_back
+from ccsnet.precision import Autocast, in_memory_order
+from ccsnet.preflight import (
+    check_classes,
+    check_compiler,
+    check_data,
+    check_model,
+    check_shares,
+    settle_mode,
+    settled_as,
+    with_class_weights,
+    with_statistics,
+)
 from ccsnet.progress import Reporter, Silent
-from ccsnet.runlog import RunLog
+from ccsnet.run_folder import (
+    BEST_FILE,
+    CONFIG_FILE,
+    METRICS_FILE,
+    check_folder,
+    is_among_best,
+    kept,
+    locked,
+    newest,
+    older_name,
+    prune,
+    prune_worst,
+    put_by,
+)
+from ccsnet.runlog import RunLog, bottleneck_note
 from ccsnet.segmenter import create_segmenter
+from ccsnet.stopping import (
+    INTERRUPTED_STATUS,
+    StopRequest,
+    StopSignals,
+    request_flags,
+    request_of,
+)
 
-CONFIG_FILE, METRICS_FILE = "config.json", "metrics.json"
+SAVE_SECONDS = 15 * 60.0
+"""A run that is killed loses no more than this."""
+
+WAITS_LOOKED_AT = 50  # Steps, before data are called the bottleneck.
 
 
 class Interrupted(Exception):
-    """Training was stopped by the user after saving; the text says how to go on."""
+    """Training was stopped from outside, after saving; the text says how to go on.
+
+    Attributes:
+        status: What a program should exit with: 130 after Ctrl-C, 75 ("resume me") after the
+            signals of schedulers.
+    """
+
+    def __init__(self, text: str, status: int = INTERRUPTED_STATUS) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class TrainingResult(NamedTuple):
@@ -61,67 +102,83 @@ class TrainingResult(NamedTuple):
 
 
 def train(
-    config: RunConfig, out: Path, *, resume: bool = False, reporter: Reporter | None = None
+    config: RunConfig,
+    out: Path,
+    *,
+    resume: bool | Literal["auto"] = False,
+    reporter: Reporter | None = None,
 ) -> TrainingResult:
     """Train a model and leave config, checkpoints and logs in a folder.
 
     Args:
         config: What to train, on what, how.
         out: The run's folder: config.json, best.safetensors, last.safetensors, log.csv,
-            validation.csv, metrics.json and TensorBoard's files.
-        resume: Go on from the folder's last checkpoint. The result is that of a run never stopped.
+            validation.csv, best.json, metrics.json and the trackers' files.
+        resume: Go on from the folder's newest good checkpoint; "auto": if it has one, else start.
+            The result is that of a run never stopped.
         reporter: Who is told how it goes.
 
     Raises:
         InputError: Something in the configuration, the data or the folder cannot be used.
         FileNotFoundError: Data, weights or the checkpoint to resume from are missing.
         FloatingPointError: The loss is not a number.
-        Interrupted: Ctrl-C; the last checkpoint is written.
+        OSError: The disk is full.
+        Interrupted: Ctrl-C, SIGTERM or SIGUSR1; the last checkpoint is written.
     """
-    run = _Run(config, out, resume, reporter or Silent())
-    try:
-        if run.validation_is_due():  # Stopped before it, last time.
-            run.validate()
-        run.start_bar()
-        for batch in run.batches():
-            with _interrupt_held():
-                run.optimize(batch)
-            if run.validation_is_due():
-                run.validate()
-                run.start_bar()
-    except KeyboardInterrupt:
-        raise Interrupted(run.stop()) from None
-    finally:
-        run.close()
-    return run.finish()
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(StopSignals())
+        run = _Run(config, out, resume, reporter or Silent(), signals, stack)
+        try:
+            run.go()
+        except KeyboardInterrupt as request:
+            signals.ignore()
+            status = getattr(request, "status", INTERRUPTED_STATUS)
+            raise Interrupted(run.stop(), status) from None
+        return run.finish()
 
 
 class _Run:
     """What the loop works on, from a run's first step, or the one it goes on from, to its last."""
 
-    def __init__(self, config: RunConfig, out: Path, resume: bool, reporter: Reporter) -> None:
-        # Accelerate knows devices and processes. Precision stays with torch: accelerate would fix
-        # it for all later runs of the program.
-        self.accelerator = Accelerator(cpu=config.train.cpu)
-        self.is_main = self.accelerator.is_main_process
-        _check_folder(out, resume)
-        self.accelerator.wait_for_everyone()  # All have looked before one writes there.
-        reporter = reporter if self.is_main else Silent()
-        self.out, self.reporter = out, reporter
-        _check_shares(config, self.accelerator.num_processes)
+    def __init__(
+        self,
+        config: RunConfig,
+        out: Path,
+        resume: bool | Literal["auto"],
+        reporter: Reporter,
+        signals: StopSignals,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        self.processes = Processes(cpu=config.train.cpu, timeout=config.train.timeout)
+        check_shares(config, self.processes.num)
+        self.is_main, self.signals, self.out = self.processes.is_main, signals, out
+        self.reporter = reporter = reporter if self.is_main else Silent()
+        if self.is_main:
+            stack.enter_context(locked(out))
+        start = self._start(resume)
+        self.processes.wait()  # All have looked before one writes there.
         torch.manual_seed(config.train.seed)
 
         self.spec, self.root = open_dataset(config.data)
-        start = ckpt.read_checkpoint(out / LAST) if resume else None
         if start is None:
             check_data(self.spec, self.root, config, reporter)
         else:
             check_classes(start, self.spec)
+            config = settled_as(start.config, config)
+            check_model(start, config.model)
         config = with_statistics(config, self.spec, self.root)
-        with self.accelerator.main_process_first():  # The others find what it keeps.
-            config = _with_class_weights(config, self.spec, self.root, reporter)
+        with self.processes.main_first():  # The others find what it keeps.
+            config = with_class_weights(config, self.spec, self.root, reporter)
         sides = test_sides(self.spec, config.data)
         self.info = replace(ClassInfo.of(self.spec), short_side=sides[0], long_side=sides[1])
+        weights = config.train.class_weights
+        self.loss = SegmentationLoss(
+            loss=config.train.loss,
+            coarse_loss=config.train.coarse_loss,
+            coarse_weight=config.train.coarse_weight,
+            ignore_index=self.spec.ignore_index,
+            class_weights=None if weights == "none" else torch.tensor(weights),
+        )
 
         self.model = create_segmenter(
             config.model,
@@ -134,9 +191,10 @@ class _Run:
             reporter.note("\n".join(f"{title:>8}  {text}" for title, text in loaded.rows()))
         if start is not None:
             ckpt.load_weights(self.model, start.path)
-        self.device = self.accelerator.device
-        self.model.to(self.device).train()
-        self.mode = settle_mode(config, self.model, self.spec, self.root, self.device, reporter)
+        self.model.to(self.processes.device).train()
+        self.mode = settle_mode(
+            config, self.model, self.loss, self.spec, self.root, self.processes, reporter
+        )
         settled = replace(
             config.train, precision=self.mode.precision, channels_last=self.mode.channels_last
         )
@@ -144,47 +202,108 @@ class _Run:
         in_memory_order(self.model.backbone, self.mode)
         if config.train.grad_checkpointing:
             self.model.backbone.set_grad_checkpointing()
-
-        self.optimizer = create_optimizer(self.model, config.optim)
-        if start is not None and start.step:
-            ckpt.restore_optimizer(self.optimizer, ckpt.training_tensors(start.path))
-        self.network = self._in_parallel()
-        weights = config.train.class_weights
-        self.class_weights = None if weights == "none" else torch.tensor(weights)
+        if config.train.batch_norm == "frozen":
+            freeze(self.model)
+        if self.processes.num > 1:
+            synchronise(self.model)
 
         self.step = 0 if start is None else start.step
         self.whole = True  # False while the weights are between two steps.
+        self.finished = False
+        self.average = None
+        if config.train.ema is not None:
+            self.average = WeightAverage(self.model, config.train.ema, self.step)
+        self.optimizer = create_optimizer(self.model, config.optim)
+        # fp16 has no room for small gradients unless they are scaled up.
+        fp16 = self.mode.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(self.processes.device.type, enabled=fp16)
+        if start is not None:
+            self._restore(ckpt.training_tensors(start.path))
+        network = Autocast(self.model, self.mode, self.processes.device)
+        if config.train.compile:
+            check_compiler(self.processes.device)
+            network = torch.compile(network)
+        self.network = self.processes.copied(network)  # pyright: ignore[reportArgumentType]
+
         self.miou = None if start is None else start.miou  # Of the weights as they are.
         self.best: float = -math.inf
+        self.best_step = 0
         if start is not None and start.best_miou is not None:
-            self.best = start.best_miou
+            self.best, self.best_step = start.best_miou, start.best_step or 0
         self.metrics: Metrics | None = None
         self.num_images = len(self.spec.pairs(self.root, config.data.train_split))
+        self.log = None
         if self.is_main:
             _write_text(out / CONFIG_FILE, to_json(config))
-        self.log = RunLog(out, resume_at=self.step) if self.is_main else None
+            log = self.log = RunLog(
+                out,
+                resume_at=self.step,
+                trackers=config.train.trackers,
+                config=config,
+                note=reporter.note,
+            )
+            stack.callback(lambda: log.close(finished=self.finished))
+        stack.callback(reporter.end)
         self.seconds = self.log.seconds if self.log else 0.0
-        self.tick = 0.0
+        self.waits: deque[tuple[float, float]] = deque(maxlen=WAITS_LOOKED_AT)
+        self.tick = self.saved_at = time.perf_counter()
+        if self.processes.num > 1:
+            signals.hold()  # What one hears, all must hear before any of them stops.
 
-    def _in_parallel(self) -> nn.Module:
-        """The model as the loop calls it: in its precision, and copied to every process."""
-        network: nn.Module = _Autocast(self.model, self.mode, self.device)
-        several = self.accelerator.num_processes > 1
-        if several and self.device.type == "cuda":
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        if self.config.train.compile:
-            check_compiler(self.device)
-            network = torch.compile(network)  # pyright: ignore[reportAssignmentType]
-        return self.accelerator.prepare_model(network) if several else network
+    def _start(self, resume: bool | Literal["auto"]) -> Checkpoint | None:
+        """The checkpoint to go on from."""
+        if resume == "auto":
+            resume = bool(kept(self.out, LAST))
+            if not resume and not kept(self.out, BEST):
+                return None  # What a start that saved nothing has left is no loss.
+        check_folder(self.out, resume=resume)
+        if not resume:
+            return None
+        start, troubles = newest(self.out)
+        for trouble in troubles:
+            self.reporter.note(f"Going on from an older checkpoint: {trouble}")
+        return start
+
+    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `save` keeps beside the weights to predict with."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition("/")
+            parts.setdefault(part, {})[rest] = tensor
+        restore_state(self.optimizer, parts.get("optimizer", {}))
+        if "model" in parts:
+            self.model.load_state_dict(parts["model"])
+        if "scaler" in parts and self.scaler.is_enabled():
+            state = {name: value.item() for name, value in parts["scaler"].items()}
+            self.scaler.load_state_dict({**self.scaler.state_dict(), **state})
+
+    def go(self) -> None:
+        """The loop.
+
+        Raises:
+            KeyboardInterrupt: A signal came.
+        """
+        if self.validation_is_due():  # Stopped before it, last time.
+            self.validate()
+        if self.is_over():
+            return
+        self.start_bar()
+        for batch, wait in self.batches():
+            with self.signals.held():
+                self.optimize(batch, wait)
+            if self.validation_is_due():
+                self.validate()
+                if self.is_over():
+                    return
+                self.start_bar()
 
     def start_bar(self) -> None:
         """Show how far training is."""
         self.reporter.start("training", self.config.train.steps, self.step)
-        self.tick = time.perf_counter()
 
-    def batches(self) -> SafeLoader:
-        """This process's share of what is left."""
-        return training_batches(
+    def batches(self) -> Iterator[tuple[Batch, float]]:
+        """This process's share of what is left, with the seconds that were spent waiting for it."""
+        loader = training_batches(
             self.spec,
             self.root,
             self.config.data,
@@ -192,55 +311,91 @@ class _Run:
             seed=self.config.train.seed,
             steps=self.config.train.steps,
             start_step=self.step,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
+            rank=self.processes.rank,
+            world_size=self.processes.num,
         )
+        self.tick = time.perf_counter()
+        for batch in loader:
+            yield batch, time.perf_counter() - self.tick
+            self.tick = time.perf_counter()
 
-    def optimize(self, batch: Batch) -> None:
-        """One optimizer step.
+    def optimize(self, batch: Batch, wait: float = 0.0) -> None:
+        """One optimizer step, and a checkpoint if one is due.
 
         Raises:
             FloatingPointError: The loss is not a number.
+            StopRequest: A signal has reached one of several processes.
         """
         train, optim = self.config.train, self.config.optim
         set_lr(self.optimizer, self.step, train.steps, optim)
         # Dropout is a function of the step, so that a resumed run draws what it would have drawn.
-        torch.manual_seed(_stream(train.seed, self.step, self.accelerator.process_index))
+        torch.manual_seed(_stream(train.seed, self.step, self.processes.rank))
         self.whole = False
-        losses: dict[str, float] = {}
         images, labels = batch.image.chunk(train.accumulate), batch.label.chunk(train.accumulate)
-        # A pass counts by its valid pixels, so that passes add up to the whole batch's loss.
-        valid = [
-            total_weight(label, self.spec.ignore_index, self.class_weights).item()
-            for label in labels
-        ]
-        for image, label, pixels in zip(images, labels, valid, strict=True):
-            weight = pixels / (sum(valid) or 1)
-            terms = segmentation_loss(
-                self.network(in_memory_order(image.to(self.device), self.mode)),
-                label.to(self.device),
-                coarse_weight=train.coarse_weight,
-                ignore_index=self.spec.ignore_index,
-                class_weights=self.class_weights,
-            )
+        # Everything that counts in the loss is counted first, over all passes and processes: so
+        # their gradients add up to the whole batch's.
+        counts = torch.stack([self.loss.counts(label) for label in labels]).sum(0)
+        counts, request, save = self._agreed(counts)
+        losses: dict[str, Tensor] = {}
+        for number, (image, label) in enumerate(zip(images, labels, strict=True), start=1):
+            with gradients_kept_back(self.network, last=number == len(images)):
+                device = self.processes.device
+                output = self.network(in_memory_order(image.to(device), self.mode))
+                terms = self.loss(output, label.to(device), counts)
+                # Averaged over the processes this is the sum of their shares.
+                total = torch.stack(list(terms.values())).sum() * self.processes.num
+                self.scaler.scale(total).backward()
             for name, term in terms.items():
-                losses[name] = losses.get(name, 0.0) + weight * term.item()
-            if not math.isfinite(sum(losses.values())):
-                raise FloatingPointError(_not_a_number(self.step + 1, losses, batch.names))
-            self.accelerator.backward(weight * torch.stack(list(terms.values())).sum())
+                losses[name] = losses.get(name, 0) + term.detach()
+        values = self.processes.sum(torch.stack(list(losses.values()))).tolist()
+        shown = dict(zip(losses, values, strict=True))
+        if not math.isfinite(sum(values)):
+            names = self.processes.gather(batch.names)
+            raise FloatingPointError(_not_a_number(self.step + 1, shown, names))
         if optim.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.network.parameters(), optim.clip_norm)
-        self.optimizer.step()
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.model)
         self.step, self.miou, self.whole = self.step + 1, None, True
-        self._record(losses)
+        self._record(shown, wait)
+        if save and not self.validation_is_due():
+            self.save(LAST)
+        if request is not None:
+            raise request
 
-    def _record(self, losses: dict[str, float]) -> None:
+    def _agreed(self, counts: Tensor) -> tuple[Tensor, StopRequest | None, bool]:
+        """The counts of all processes; whether one of them is to stop; whether a save is due."""
+        every = self.config.train.save_every
+        if every is not None:
+            due = (self.step + 1) % every == 0
+        else:
+            due = self.is_main and time.perf_counter() - self.saved_at > SAVE_SECONDS
+        if self.processes.num == 1:
+            return counts, None, due
+        # One message for all of it: it costs every step its time.
+        flags = torch.tensor([*request_flags(self.signals.asked), due], dtype=counts.dtype)
+        shared = self.processes.sum(torch.cat([counts.cpu(), flags])).cpu()
+        interrupted, terminated, due = (shared[-3:] > 0).tolist()
+        return shared[:-3], request_of(interrupted, terminated), due
+
+    def _agreed_request(self) -> StopRequest | None:
+        """Whether one of the processes is to stop."""
+        flags = self.processes.sum(torch.tensor(request_flags(self.signals.asked)))
+        return request_of(*(flags > 0).tolist())
+
+    def _record(self, losses: Mapping[str, float], wait: float) -> None:
         now = time.perf_counter()
         elapsed, self.tick = now - self.tick, now
         self.seconds += elapsed
+        self.waits.append((wait, elapsed))
+        share = sum(w for w, _ in self.waits) / sum(e for _, e in self.waits)
         rate = self.config.train.batch_size / elapsed
         loss = sum(losses.values())
+        memory = peak_memory(self.processes.device)
         if self.log is not None:
             self.log.step(
                 step=self.step,
@@ -250,9 +405,16 @@ class _Run:
                 loss=loss,
                 coarse_loss=losses.get("coarse", 0.0),
                 images_per_second=round(rate, 3),
+                wait=round(min(wait / elapsed, 1.0), 3),
+                memory_gib=round(memory, 3),
             )
+        if self.waits.maxlen is not None and len(self.waits) == self.waits.maxlen:
+            note = bottleneck_note(share, self.config.data.num_workers)
+            if note is not None:
+                self.reporter.note(note)
+                self.waits = deque(self.waits, maxlen=None)  # Said once.
         best = self.best if math.isfinite(self.best) else None
-        self.reporter.advance(1, loss=loss, mIoU=best, images_s=rate)
+        self.reporter.advance(1, loss=loss, mIoU=best, images_s=rate, wait=share, GiB=memory)
 
     def validation_is_due(self) -> bool:
         """Whether these weights should be validated and have not been."""
@@ -260,61 +422,106 @@ class _Run:
         at_interval = self.step % train.validation_interval == 0 or self.step == train.steps
         return self.step > 0 and at_interval and self.miou is None
 
+    def is_over(self) -> bool:
+        """Whether all steps are done, or the last validations brought nothing."""
+        train = self.config.train
+        waited = self.step - self.best_step
+        if self.step >= train.steps:
+            return True
+        if self.miou is None or train.patience is None:
+            return False
+        if waited < train.patience * train.validation_interval:
+            return False
+        self.reporter.note(
+            f"Stopped at step {self.step}: no better mIoU for {train.patience} validations."
+        )
+        return True
+
     def validate(self) -> None:
-        """Measure the model, and keep it: as the last, and if it is the best as that."""
-        self.metrics = self._measure()
-        self.miou = self.metrics.miou
+        """Measure the model, and keep it: as the last, and if it is among the best as that."""
+        evaluation = self._measure()
+        self.metrics = metrics = evaluation.metrics
+        self.miou, keep = metrics.miou, self.config.train.keep_best
         if self.log is not None:
             self.log.validation(
-                step=self.step, miou=self.miou, pixel_accuracy=self.metrics.pixel_accuracy
+                step=self.step,
+                miou=self.miou,
+                pixel_accuracy=metrics.pixel_accuracy,
+                class_iou=dict(zip(metrics.classes, metrics.iou.tolist(), strict=True)),
             )
         if not self.miou <= self.best:  # Also when nothing could be counted: NaN.
-            self.best = self.miou
+            self.best, self.best_step = self.miou, self.step
             self.save(BEST)
+            if self.is_main:
+                _write_text(self.out / BEST_FILE, evaluation_to_json(evaluation, self.step))
+        elif self.is_main and is_among_best(self.out, self.miou, keep):
+            self.save(older_name(BEST, self.step))
+        if self.is_main:
+            prune_worst(self.out, keep)
         self.save(LAST)
 
-    def _measure(self) -> Metrics:
+    def _measure(self) -> Evaluation:
         samples = evaluation_samples(
             self.spec,
             self.root,
             self.config.data,
             self.config.data.val_split,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
+            rank=self.processes.rank,
+            world_size=self.processes.num,
             multiple=32 if self.spec.window is None else 1,
         )
         self.reporter.start("validating", len(samples))
-        shared = self.accelerator.num_processes > 1
-        return evaluate(
-            self.model,
+        measured = evaluate(
+            self.model if self.average is None else self.average.model,
             samples,
             self.spec.classes,
             ignore_index=self.spec.ignore_index,
             batch_size=self.config.train.validate_batch_size,
             window=self.spec.window,
+            per_image=True,
             progress=self.reporter.advance,
-            reduce=self._sum if shared else None,
-        ).metrics
-
-    def _sum(self, tensor: Tensor) -> Tensor:
-        return self.accelerator.reduce(tensor, "sum")  # pyright: ignore[reportReturnType]
+            processes=self.processes,
+            stop=lambda: self.signals.asked != 0,
+        )
+        request = self._agreed_request()
+        if request is not None:
+            raise request
+        return measured
 
     def save(self, name: str) -> None:
         """Write a checkpoint; the last also holds what resuming needs."""
-        if self.is_main:
-            ckpt.save_checkpoint(
-                self.out / name,
-                self.model,
-                self.config,
-                self.info,
-                step=self.step,
-                miou=self.miou,
-                best_miou=self.best if math.isfinite(self.best) else None,
-                training=ckpt.optimizer_tensors(self.optimizer) if name == LAST else None,
-            )
+        if not self.is_main:
+            return
+        keep = self.config.train.keep_last if name == LAST else self.config.train.keep_best
+        ckpt.save_checkpoint(
+            self.out / name,
+            self.model if self.average is None else self.average.model,
+            self.config,
+            self.info,
+            step=self.step,
+            miou=self.miou,
+            best_miou=self.best if math.isfinite(self.best) else None,
+            best_step=self.best_step,
+            training=self._training_tensors() if name == LAST else None,
+            before_replacing=(lambda: put_by(self.out, name, self.step)) if keep > 1 else None,
+        )
+        if name == LAST:
+            prune(self.out, LAST, keep)
+            self.saved_at = time.perf_counter()
+
+    def _training_tensors(self) -> dict[str, Tensor]:
+        """What going on needs beside the weights to predict with, and the step."""
+        parts: dict[str, Mapping[str, Tensor]] = {"optimizer": state_tensors(self.optimizer)}
+        if self.average is not None:
+            parts["model"] = self.model.state_dict()
+        if self.scaler.is_enabled():
+            state = self.scaler.state_dict()
+            numbers = {"scale": state["scale"], "_growth_tracker": state["_growth_tracker"]}
+            parts["scaler"] = {name: torch.tensor(value) for name, value in numbers.items()}
+        return {f"{part}/{name}": t for part, some in parts.items() for name, t in some.items()}
 
     def stop(self) -> str:
-        """Save after Ctrl-C; returns what to tell the user."""
+        """Save before the end; returns what to tell the user."""
         steps = self.config.train.steps
         if not self.whole:
             return (
@@ -327,95 +534,20 @@ class _Run:
             f"Go on with: ccsnet train --resume {self.out}"
         )
 
-    def close(self) -> None:
-        """End the bar and the log."""
-        self.reporter.end()
-        if self.log is not None:
-            self.log.close()
-
     def finish(self) -> TrainingResult:
         """Write the figures of the finished run."""
-        metrics = self.metrics or self._measure()  # None: resumed when all was done.
+        metrics = self.metrics or self._measure().metrics  # None: resumed when all was done.
         self.reporter.end()
         if self.is_main:
             figures = {"step": self.step, "best_miou": self.best, **metrics.to_dict()}
             _write_text(self.out / METRICS_FILE, json.dumps(figures, indent=2))
+        self.finished = True
         return TrainingResult(self.out, self.best, metrics, self.seconds)
 
 
-class _Autocast(nn.Module):
-    """A network in a precision; a module, so that it can be copied to every process."""
-
-    def __init__(self, model: nn.Module, mode: Mode, device: torch.device) -> None:
-        super().__init__()
-        self.model, self.mode, self.device = model, mode, device
-
-    def forward(self, image: Tensor) -> Output:
-        with autocast(self.mode, self.device):
-            return self.model(image)
-
-
-@contextlib.contextmanager
-def _interrupt_held() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block, so that a step counts whole; the second does not."""
-    if threading.current_thread() is not threading.main_thread():  # It never reaches the others.
-        yield
-        return
-    asked = False
-
-    def note(*_: object) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if asked:
-        raise KeyboardInterrupt
-
-
-def _with_class_weights(
-    config: RunConfig, spec: DatasetSpec, root: Path, reporter: Reporter
-) -> RunConfig:
-    """Class weights as numbers; what they and the sampler need of the labels is read here."""
-    data, weights = config.data, config.train.class_weights
-    if data.knows_classes or weights == "auto":
-        scan_labels(spec, root, data.train_split, workers=data.num_workers, reporter=reporter)
-    settled = settle_class_weights(weights, spec, root, data.train_split, data.num_workers)
-    return replace(config, train=replace(config.train, class_weights=settled))
-
-
-def _check_folder(out: Path, resume: bool) -> None:
-    """Refuse to write over a run, or to go on with none."""
-    if resume and not (out / LAST).is_file():
-        raise FileNotFoundError(
-            f"No {out / LAST} to resume from. Start the run without --resume, with --out {out}."
-        )
-    if not resume and any((out / name).exists() for name in (LAST, BEST, CONFIG_FILE)):
-        if (out / LAST).exists():
-            advice = f"Go on with it by --resume {out}, or choose another --out."
-        else:
-            advice = "It has no checkpoint to go on from: delete it, or choose another --out."
-        raise InputError(f"{out} already holds a run. {advice}")
-
-
-def _check_shares(config: RunConfig, processes: int) -> None:
-    """Refuse a batch that does not divide among processes and passes."""
-    share = config.train.accumulate * processes
-    if config.train.batch_size % share:
-        raise InputError(
-            f"batch_size is {config.train.batch_size} images for each optimizer step and does not "
-            f"divide among {processes} processes x {config.train.accumulate} passes. "
-            f"Use a multiple of {share}."
-        )
-
-
-def _not_a_number(step: int, losses: dict[str, float], names: list[str]) -> str:
+def _not_a_number(step: int, losses: Mapping[str, float], names: list[str]) -> str:
     return (
-        f"The loss of step {step} is not a number ({losses}); the images were "
+        f"The loss of step {step} is not a number ({dict(losses)}); the images were "
         f"{', '.join(names)}. Checkpoints are from before it. Lower --lr, set --clip-norm 1, "
         "use --precision float32, or look at these images."
     )

@@ -1,10 +1,27 @@
+import math
+import warnings
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+from torch.optim import lr_scheduler
 
 from ccsnet.errors import InputError
-from ccsnet.optim import OptimConfig, create_optimizer, lr_factor, parameter_groups, set_lr
+from ccsnet.optim import (
+    OptimConfig,
+    check_optimizer,
+    create_optimizer,
+    lr_factor,
+    optimizer_names,
+    optimizer_over,
+    parameter_groups,
+    set_lr,
+    state_share,
+    warm_up,
+)
 from ccsnet.segmenter import create_segmenter
 from tests.shapes import tiny_model
 
@@ -184,3 +201,333 @@ def test_the_rate_needs_only_the_step(model):
     rates = [[group["lr"] for group in o.param_groups] for o in (steadily, resumed)]
     assert rates[0] == rates[1]
     assert rates[0][0] == pytest.approx(1e-3 * lr_factor(7, 20, config))
+
+
+# Optimizers of timm's.
+
+
+def two_groups(lr: float = 0.5) -> list[dict]:
+    """A matrix at five times the rate, and a vector that is not decayed."""
+    torch.manual_seed(0)
+    matrix, vector = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(8))
+    return [
+        {"name": "head", "params": [matrix], "lr": 5 * lr, "weight_decay": 0.1},
+        {"name": "head (no decay)", "params": [vector], "lr": lr, "weight_decay": 0.0},
+    ]
+
+
+def one_step(optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    """The weights after a step along a fixed gradient."""
+    torch.manual_seed(1)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    return torch.cat([p.detach().flatten() for p in parameters])
+
+
+@pytest.mark.parametrize("name", optimizer_names())
+def test_every_optimizer_takes_our_groups(name):
+    config = OptimConfig(optimizer=name, lr=0.5)
+    optimizer = optimizer_over(two_groups(), config)
+    seen = [(g["name"], g["lr"], g["peak_lr"], g["weight_decay"]) for g in optimizer.param_groups]
+    assert seen == [("head", 2.5, 2.5, 0.1), ("head (no decay)", 0.5, 0.5, 0.0)]
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("betas", [None, (0.8, 0.95)])
+def test_ours_are_torch_s(name, betas):
+    momentum = (betas or (0.9, 0.999))[0]
+    plain = {
+        "adamw": lambda groups: torch.optim.AdamW(groups, betas=betas or (0.9, 0.999)),
+        "sgd": lambda groups: torch.optim.SGD(groups, momentum=momentum),
+    }[name](two_groups())
+    ours = optimizer_over(two_groups(), OptimConfig(optimizer=name, betas=betas, lr=0.5))
+    assert type(ours) is type(plain)
+    for _ in range(3):
+        assert torch.equal(one_step(ours), one_step(plain))
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("adamc", "adamwlegacy"),
+        ("sgdc", "sgdw"),
+        ("adoptc", "adoptw"),
+        ("lambcd", "lambw"),
+        ("lionc", "lion"),
+        ("lapropc", "laprop"),
+        ("nadamc", "nadamw"),
+        ("novogradc", "novogradw"),
+        ("rmsproptfc", "rmsproptfw"),
+    ],
+)
+def test_corrected_decay_knows_each_group_s_peak(name, plain):
+    """At the peak it decays as the plain one does, and with the square of the rate below it."""
+    corrected, other = (
+        optimizer_over(two_groups(), OptimConfig(optimizer=n, lr=0.5)) for n in (name, plain)
+    )
+    assert torch.allclose(one_step(corrected), one_step(other), rtol=1e-6)
+    assert [g.get("max_lr_snapshot") for g in corrected.param_groups] == [2.5, 0.5]
+
+
+def test_muon_is_for_matrices():
+    tables = two_groups()
+    tables[1]["params"] = [nn.Parameter(torch.randn(8, 8))]
+    optimizer = optimizer_over(tables, OptimConfig(optimizer="muon", lr=0.5))
+    one_step(optimizer)
+    states = [optimizer.state[group["params"][0]] for group in optimizer.param_groups]
+    assert [set(state) for state in states] == [
+        {"use_muon", "momentum_buffer"},
+        {"use_muon", "step", "exp_avg", "exp_avg_sq"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "given"),
+    [
+        ("adamw", {"betas": (0.9, 0.999)}, {"betas": (0.7, 0.8)}),
+        ("sgd", {"momentum": 0.9, "nesterov": False}, {"momentum": 0.7, "nesterov": False}),
+        ("nesterov", {"momentum": 0.9, "nesterov": True}, {"momentum": 0.7, "nesterov": True}),
+        ("lars", {"momentum": 0.9}, {"momentum": 0.7}),
+        ("lion", {"betas": (0.9, 0.99)}, {"betas": (0.7, 0.8)}),
+        ("adafactor", {"beta1": None}, {"beta1": 0.7}),
+        (
+            "muon",
+            {"momentum": 0.95, "betas": (0.9, 0.95)},
+            {"momentum": 0.7, "betas": (0.7, 0.8)},
+        ),
+    ],
+)
+def test_betas_are_the_optimizer_s_own_until_given(name, own, given):
+    for betas, expected in ((None, own), ((0.7, 0.8), given)):
+        config = OptimConfig(optimizer=name, betas=betas)
+        group = optimizer_over(two_groups(), config).param_groups[0]
+        assert {key: group[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("name", ["adanw", "adagrad"])
+def test_betas_that_are_not_taken_warn(name):
+    with pytest.warns(UserWarning, match=f"{name}.* betas=\\(0.7, 0.8\\) is not used"):
+        optimizer_over(two_groups(), OptimConfig(optimizer=name, betas=(0.7, 0.8)))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("adahessian", "differentiates the gradients a second time"),
+        ("kron", "a random generator that checkpoints do not hold"),
+        ("lookahead_adamw", "a second set of weights that only it knows of"),
+        ("bnbadam8bit", r"part of another package, bitsandbytes\."),
+        ("fusedlamb", r"part of another package, apex\."),
+        ("AdamW", r"No optimizer is called 'AdamW'\. Perhaps you meant adamw\?"),
+        ("lyon", "Perhaps you meant lion"),
+    ],
+)
+def test_optimizers_that_cannot_be(name, message):
+    with pytest.raises(InputError, match=message):
+        check_optimizer(name)
+    with pytest.raises(InputError, match=message):
+        optimizer_over(two_groups(), OptimConfig(optimizer=name))
+    assert name not in optimizer_names()
+
+
+def test_names_have_a_line_each():
+    names = optimizer_names()
+    assert list(names) == sorted(names)
+    assert {"adamw", "sgd", "lion", "lamb", "adopt", "muon"} <= set(names)
+    assert all(line and "\n" not in line for line in names.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "share"), [("adamw", 2), ("sgd", 1), ("lion", 1), ("adafactorbv", 0.51), ("adanw", 4)]
+)
+def test_what_the_optimizer_keeps(name, share):
+    assert state_share(OptimConfig(optimizer=name)) == share
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "allowed"),
+    [
+        ("lr", 0.0, "above 0"),
+        ("lr", math.inf, "above 0"),
+        ("head_lr_multiplier", 0.0, "above 0"),
+        ("weight_decay", -0.1, "0 or more"),
+        ("betas", (0.9, 1.0), "two numbers from 0 to below 1"),
+        ("betas", (-0.1, 0.9), "two numbers from 0 to below 1"),
+        ("layer_decay", 0.0, "above 0, at most 1"),
+        ("layer_decay_layers", 0, "1 or more"),
+        ("warmup_steps", -1, "0 or more, or none"),
+        ("power", -1.0, "0 or more"),
+        ("min_lr", -1e-6, "0 or more"),
+        ("min_lr", math.nan, "0 or more"),
+        ("clip_norm", 0.0, "above 0, or none"),
+    ],
+)
+def test_settings_out_of_range(setting, value, allowed):
+    with pytest.raises(InputError, match=f"^{setting} is .*; it must be {allowed}"):
+        OptimConfig(**{setting: value})
+
+
+# Schedules.
+
+
+def rates_of(config: OptimConfig, steps: int) -> list[float]:
+    """The rate of every step of a run, as the loop sets it."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.lr)
+    optimizer.param_groups[0]["peak_lr"] = config.lr
+    found = []
+    for step in range(steps):
+        set_lr(optimizer, step, steps, config)
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+def torch_rates(schedule, lr: float, steps: int) -> list[float]:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
+    with warnings.catch_warnings():  # SequentialLR calls its parts as it tells others not to.
+        warnings.simplefilter("ignore")
+        scheduler = schedule(optimizer)
+        found = []
+        for _ in range(steps):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            if len(found) < steps:  # One cycle allows no step after its last.
+                scheduler.step()
+    return found
+
+
+def exactly(rates: list[float]):
+    return pytest.approx(rates, rel=1e-9, abs=0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 200])
+@pytest.mark.parametrize("power", [0.0, 0.9, 1.0, 2.0])
+def test_poly_is_torch_s(steps, power):
+    config = OptimConfig(lr=0.02, warmup_steps=0, power=power)
+    expected = torch_rates(
+        lambda o: lr_scheduler.PolynomialLR(o, total_iters=steps, power=power), 0.02, steps
+    )
+    assert rates_of(config, steps) == exactly(expected)
+
+
+@given(
+    st.integers(1, 3000),
+    st.sampled_from([None, 0, 1, 50]),
+    st.sampled_from([0.9, 1.0, 2.0]),
+    st.sampled_from([0.0, 1e-6, 1.0]),
+    st.data(),
+)
+def test_poly_is_what_it_was(steps, warmup, power, min_lr, data):
+    """Bit for bit: runs of earlier versions go on as they began."""
+    config = OptimConfig(lr=6e-5, warmup_steps=warmup, power=power, min_lr=min_lr)
+    step = data.draw(st.integers(0, steps - 1))
+    rise = min(1500, steps // 10) if warmup is None else warmup
+    warm = 1e-6 + (1 - 1e-6) * step / rise if step < rise else 1.0
+    factor = (1 - step / steps) ** power * warm
+    floor = min(min_lr, 6e-5)
+    assert warm_up(step, steps, config) == warm
+    assert lr_factor(step, steps, config) == factor
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=6e-5)
+    optimizer.param_groups[0]["peak_lr"] = 6e-5
+    set_lr(optimizer, step, steps, config)
+    assert optimizer.param_groups[0]["lr"] == floor * (warm - factor) + 6e-5 * factor
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 200])
+@pytest.mark.parametrize("min_lr", [0.0, 1e-4])
+def test_cosine_is_torch_s(steps, min_lr):
+    config = OptimConfig(schedule="cosine", lr=0.02, warmup_steps=0, min_lr=min_lr)
+    expected = torch_rates(
+        lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=steps, eta_min=min_lr), 0.02, steps
+    )
+    assert rates_of(config, steps) == exactly(expected)
+
+
+def test_cosine_begins_where_the_warm_up_ends():
+    config = OptimConfig(schedule="cosine", lr=0.02, warmup_steps=20, min_lr=1e-4)
+    expected = torch_rates(
+        lambda o: lr_scheduler.SequentialLR(
+            o,
+            [
+                lr_scheduler.LinearLR(o, start_factor=1e-6, total_iters=20),
+                lr_scheduler.CosineAnnealingLR(o, T_max=180, eta_min=1e-4),
+            ],
+            milestones=[20],
+        ),
+        0.02,
+        200,
+    )
+    found = rates_of(config, 200)
+    assert found == exactly(expected)
+    assert found[20] == 0.02
+
+
+@pytest.mark.parametrize("steps", [4, 7, 200, 1001])
+def test_one_cycle_is_torch_s(steps):
+    config = OptimConfig(schedule="onecycle", lr=0.02)
+    expected = torch_rates(
+        lambda o: lr_scheduler.OneCycleLR(o, 0.02, total_steps=steps, cycle_momentum=False),
+        0.02,
+        steps,
+    )
+    assert rates_of(config, steps) == exactly(expected)
+
+
+def test_one_cycle_with_a_rise_and_an_end_of_its_own():
+    config = OptimConfig(schedule="onecycle", lr=0.02, warmup_steps=19, min_lr=1e-5)
+    expected = torch_rates(
+        lambda o: lr_scheduler.OneCycleLR(
+            o, 0.02, total_steps=200, pct_start=0.1, final_div_factor=0.02 / 25 / 1e-5
+        ),
+        0.02,
+        200,
+    )
+    assert rates_of(config, 200) == exactly(expected)
+
+
+def test_one_cycle_leaves_the_momentum(model):
+    config = OptimConfig(optimizer="sgd", schedule="onecycle")
+    optimizer = create_optimizer(model, config)
+    for step in range(10):
+        set_lr(optimizer, step, 10, config)
+        assert all(group["momentum"] == 0.9 for group in optimizer.param_groups)
+
+
+@given(
+    st.sampled_from(["poly", "cosine", "onecycle"]),
+    st.integers(1, 400),
+    st.none() | st.integers(0, 500),
+    st.sampled_from([0.0, 1e-7, 1e-3, 1.0]),
+    st.sampled_from([0.5, 1.0, 3.0]),
+)
+def test_every_schedule_rises_then_falls(schedule, steps, warmup, min_lr, power):
+    peak = 0.01
+    config = OptimConfig(
+        lr=peak, schedule=schedule, warmup_steps=warmup, min_lr=min_lr, power=power
+    )
+    rates = rates_of(config, steps)
+    assert all(0 < rate <= peak * (1 + 1e-12) for rate in rates)
+    if warmup is None:
+        rise = 0.3 * steps if schedule == "onecycle" else min(1500, steps // 10)
+    else:
+        rise = warmup
+    top = rates.index(max(rates))
+    assert top <= rise
+    slack = 1e-12 * peak
+    assert all(after >= before - slack for before, after in pairwise(rates[: top + 1]))
+    assert all(after <= before + slack for before, after in pairwise(rates[top:]))
+    if steps - 1 > rise:
+        floor = min(min_lr, peak)
+        if schedule == "onecycle":  # Its last step is at the end; the others' would be the next.
+            assert rates[-1] == pytest.approx(max(floor, peak / 250_000), rel=1e-9)
+        else:
+            assert lr_factor(steps, steps, config) == 0
+            assert rates[-1] >= floor * (1 - 1e-12)
+
+
+def test_unknown_schedule():
+    config = OptimConfig()
+    object.__setattr__(config, "schedule", "cosin")  # The tests check types, programs do not.
+    with pytest.raises(InputError, match=r"No schedule is called 'cosin'\. Perhaps you meant cos"):
+        config.__post_init__()

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import os
@@ -7,7 +8,6 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from accelerate import Accelerator
 from PIL import Image
 
 import ccsnet.train as training
@@ -15,8 +15,10 @@ from ccsnet.checkpoint import BEST, LAST, load_model, read_checkpoint, training_
 from ccsnet.config import RunConfig, from_json
 from ccsnet.data.loading import Batch
 from ccsnet.errors import InputError
+from ccsnet.preflight import check_shares
 from ccsnet.progress import Silent
 from ccsnet.runlog import COLUMNS, LOG_FILE, VALIDATION_FILE, read_log
+from ccsnet.stopping import StopSignals
 from ccsnet.train import Interrupted, train
 from tests.shapes import YAML, make_shapes, tiny_config
 
@@ -32,8 +34,8 @@ def test_the_shapes_are_learnt(run):
 
 def test_what_a_run_leaves(run):
     names = {path.name for path in run.out.iterdir()}
-    files = {"config.json", "metrics.json", "log.csv", "validation.csv", "tensorboard"}
-    assert names == files | {BEST, LAST}
+    files = {"config.json", "metrics.json", "best.json", "log.csv", "validation.csv", "tensorboard"}
+    assert names == files | {BEST, LAST, "last-00000054.safetensors"}
     assert list((run.out / "tensorboard").iterdir())
     for name, columns in COLUMNS.items():
         assert (run.out / name).read_text().splitlines()[0] == ",".join(columns)
@@ -227,7 +229,8 @@ def test_resuming_a_finished_run_measures_again(shapes, tmp_path):
 def one_step(shapes, out, accumulate):
     """A step of plain gradient descent in evaluation mode: no batch statistics, no dropout."""
     config = tiny_config(shapes, batch_size=4, accumulate=accumulate)
-    run = training._Run(config, out / str(accumulate), False, Silent())
+    stack = contextlib.ExitStack()
+    run = training._Run(config, out / str(accumulate), False, Silent(), StopSignals(), stack)
     run.model.eval()
     run.optimizer = torch.optim.SGD(run.model.parameters(), lr=1.0)
     run.optimizer.param_groups[0]["peak_lr"] = 1.0
@@ -240,7 +243,7 @@ def one_step(shapes, out, accumulate):
     batch.label[0, :20] = 255  # Passes differ in how many pixels count.
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     run.optimize(batch)
-    run.close()
+    stack.close()
     (row,) = read_log(run.out / LOG_FILE)
     changes = {name: p.detach() - before[name] for name, p in run.model.named_parameters()}
     return (row["loss"], row["coarse_loss"]), changes
@@ -348,10 +351,9 @@ def test_resuming_with_other_classes(shapes, tmp_path):
         train(tiny_config(other, steps=2), out, resume=True)
 
 
-def test_batch_that_does_not_divide(shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr(Accelerator, "num_processes", 3)
+def test_batch_that_does_not_divide(shapes):
     with pytest.raises(InputError, match="divide among 3 processes x 1 passes"):
-        train(tiny_config(shapes), tmp_path / "run")
+        check_shares(tiny_config(shapes), 3)
 
 
 def test_bad_labels_are_found_before_the_first_step(tmp_path):

@@ -185,8 +185,13 @@ def tiff_size(path: Path) -> tuple[int, int]:
     Raises:
         InputError: It is damaged, or too large.
     """
+    with path.open("rb") as file:
+        return _tiff_size(path, file)
+
+
+def _tiff_size(path: Path, file: io.BufferedReader | io.BytesIO) -> tuple[int, int]:
     try:
-        with tifffile.TiffFile(path) as tiff:
+        with tifffile.TiffFile(file) as tiff:
             page = tiff.series[0].keyframe
             height, width = int(page.imagelength), int(page.imagewidth)
     except (tifffile.TiffFileError, IndexError, ValueError, struct.error, OSError) as error:
@@ -197,7 +202,7 @@ def tiff_size(path: Path) -> tuple[int, int]:
 
 def read_tiff(path: Path, data: bytes) -> np.ndarray:
     """Height x width x bands, of the file's type."""
-    tiff_size(path)
+    _tiff_size(path, io.BytesIO(data))
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as tiff:
             series = tiff.series[0]
@@ -228,7 +233,7 @@ def read_tiff(path: Path, data: bytes) -> np.ndarray:
 def tiff_bands(path: Path) -> int:
     """Bands of a TIFF as it will be read, from its header alone."""
     height, width = tiff_size(path)
-    with tifffile.TiffFile(path) as tiff:
+    with path.open("rb") as file, tifffile.TiffFile(file) as tiff:
         series = tiff.series[0]
         bands = math.prod(series.shape) // (height * width)
         return bands - (bands in (2, 4) and _has_alpha(series))

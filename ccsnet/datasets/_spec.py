@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8, UInt16
 
 from ccsnet.datasets._archives import Archive, Step
+from ccsnet.datasets._shards import read_index, sharded_pairs
 from ccsnet.datasets._split import Pair, Split, repeated
 from ccsnet.errors import InputError, unknown_name
 
@@ -221,14 +222,33 @@ class DatasetSpec:
         """The images of a split with their label files, sorted by name within each part.
 
         Args:
-            root: The data set's folder.
+            root: The data set's folder, or one of its shards.
             split: One of `splits`.
             require_labels: Refuse images without a label; otherwise their label is None.
 
         Raises:
             FileNotFoundError: The root, the split's folder or its list does not exist.
-            InputError: The split is unknown or empty, or an image has no label.
+            InputError: The split is unknown or empty, an image has no label, or the shards are not
+                whole.
         """
+        parts, index = self.parts(split), read_index(root)
+        if index is None:
+            pairs = self._found(root, split)
+        else:
+            pairs = sharded_pairs(index, root, split, parts)
+        twice = repeated([pair.name for pair in pairs])
+        if twice:
+            raise InputError(
+                f"Data set {self.name!r}, split {split!r}: {len(twice)} names stand for several "
+                f"images in {root}, such as {twice[0]!r}. Images differ by more than the suffix."
+            )
+        without = [pair for pair in pairs if pair.label is None]
+        if require_labels and without:
+            raise InputError(self._missing_labels(root, split, without, len(pairs)))
+        return pairs
+
+    def _found(self, root: Path, split: str) -> list[Pair]:
+        """The pairs of a folder's files."""
         pairs: list[Pair] = []
         for part in self.parts(split):
             for path in (root, root / part.folder):
@@ -241,15 +261,6 @@ class DatasetSpec:
             if not found:
                 raise InputError(self._empty_split(root, split, part))
             pairs += found
-        twice = repeated([pair.name for pair in pairs])
-        if twice:
-            raise InputError(
-                f"Data set {self.name!r}, split {split!r}: {len(twice)} names stand for several "
-                f"images in {root}, such as {twice[0]!r}. Images differ by more than the suffix."
-            )
-        without = [pair for pair in pairs if pair.label is None]
-        if require_labels and without:
-            raise InputError(self._missing_labels(root, split, without, len(pairs)))
         return pairs
 
     def _missing_folder(self, path: Path, split: str) -> str:

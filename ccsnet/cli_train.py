@@ -1,0 +1,91 @@
+"""The verbs that train: an argument, one call, a table. Like `cli`, this module prints."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ccsnet.arguments import parse, take
+from ccsnet.errors import InputError
+
+if TYPE_CHECKING:
+    from ccsnet.config import RunConfig
+
+DEFAULT_RECIPE = "own"
+
+
+def train(arguments: list[str]) -> int:
+    """Train a model: ccsnet train DATASET [--recipe NAME] [--out DIR] [--resume RUN|auto] [...].
+
+    DATASET is a built-in name, or your folder with a dataset.yaml. `--recipe` names the settings
+    to start from (`ccsnet list recipes`); every option below overrides one of them. `--resume RUN`
+    goes on with a run that was stopped; `--resume auto` does so if --out holds one, and else
+    starts. The exit status is 75 when a scheduler's SIGTERM or SIGUSR1 stopped it: resume it.
+    """
+    from ccsnet.checkpoint import LAST
+    from ccsnet.metrics import percent
+    from ccsnet.parallel import is_main_process
+    from ccsnet.recipes import recipe
+    from ccsnet.run_folder import kept, newest
+    from ccsnet.run_report import write_run_report
+    from ccsnet.terminal import TerminalReporter, make_console, metrics_table
+    from ccsnet.train import Interrupted
+    from ccsnet.train import train as start_training
+
+    name, rest = take(arguments, "--recipe")
+    resumed, rest = take(rest, "--resume")
+    target, rest = take(rest, "--out")
+    auto = resumed == "auto"
+    if resumed is not None and not auto:
+        if name is not None or target is not None:
+            raise InputError("--resume goes on with a run as it is: leave out --recipe and --out.")
+        out = Path(resumed)
+    else:
+        config = _settings(rest, recipe(name or DEFAULT_RECIPE))
+        out = Path(target) if target is not None else _default_out(config)
+    resume = kept(out, LAST) != [] if auto else resumed is not None
+    if resume:
+        start, _ = newest(out)
+        if start is None:
+            raise FileNotFoundError(
+                f"No {out / LAST} to resume from. Give the folder of a run that was interrupted."
+            )
+        config = _settings(rest, start.config)
+    console = make_console()
+    try:
+        result = start_training(
+            config, out, resume="auto" if auto else resume, reporter=TerminalReporter(console)
+        )
+    except Interrupted as stopped:
+        if is_main_process():
+            console.print(str(stopped), highlight=False, markup=False)
+        return stopped.status
+    if is_main_process():
+        console.print(*metrics_table(result.metrics), sep="\n", highlight=False)
+        report = write_run_report(out)
+        console.print(
+            f"Best validation mIoU {percent(result.best_miou)}. Checkpoints, logs, settings and "
+            f"{report.name} are in {out}",
+            highlight=False,
+        )
+    return 0
+
+
+def _settings(arguments: list[str], default: "RunConfig") -> "RunConfig":
+    from ccsnet.config import RunConfig
+
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--dataset", *arguments]
+    config: RunConfig = parse(
+        RunConfig, "train", arguments, default=default, description=train.__doc__
+    )
+    if not config.data.dataset:
+        raise InputError(
+            "Which data? Give a built-in name (`ccsnet list datasets`) or a folder with a "
+            "dataset.yaml: ccsnet train photos"
+        )
+    return config
+
+
+def _default_out(config: "RunConfig") -> Path:
+    data = Path(config.data.dataset.partition(":")[0])
+    label = data.stem if data.suffix in (".yaml", ".yml") else data.resolve().name
+    return Path(f"runs/{label}-{config.model.head}")

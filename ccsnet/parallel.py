@@ -1,0 +1,79 @@
+"""The processes that train one model together; alone, everything here does nothing."""
+
+import contextlib
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+class Processes:
+    """This process among those that were started with it, by torchrun or accelerate.
+
+    Args:
+        cpu: Use the processor even where there is a GPU.
+        timeout: Seconds until a process that does not answer ends the run.
+
+    Attributes:
+        rank: Its number, from 0.
+        num: How many there are.
+        device: Where it computes.
+        is_main: Whether it is the one that writes and speaks.
+    """
+
+    def __init__(self, *, cpu: bool = False, timeout: float = 1800.0) -> None:
+        self._state = PartialState(cpu=cpu, timeout=timedelta(seconds=timeout))
+        self.rank: int = self._state.process_index
+        self.num: int = self._state.num_processes
+        self.device: torch.device = self._state.device
+        self.is_main: bool = self._state.is_main_process
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of every process's tensor, in all of them."""
+        if self.num > 1:
+            tensor = tensor.to(self.device).clone()
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        """The items of all processes, by their numbers."""
+        return gather_object(items) if self.num > 1 else items
+
+    def wait(self) -> None:
+        """Until all are here."""
+        self._state.wait_for_everyone()
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The others run the block when the main one has; they find what it left."""
+        with self._state.main_process_first():
+            yield
+
+    def copied(self, network: nn.Module) -> nn.Module:
+        """The network with its gradients averaged over all processes."""
+        if self.num == 1:
+            return network
+        device_ids = [self.device] if self.device.type == "cuda" else None
+        # Buffers are equal already: every batch norm sees the whole batch.
+        return DistributedDataParallel(
+            network, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+
+
+@contextlib.contextmanager
+def gradients_kept_back(network: nn.Module, *, last: bool) -> Iterator[None]:
+    """Gradients of all passes but the last stay in their process; they are averaged with it."""
+    with contextlib.ExitStack() as stack:
+        if isinstance(network, DistributedDataParallel) and not last:
+            stack.enter_context(network.no_sync())
+        yield
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return PartialState().is_main_process
