@@ -61,13 +61,23 @@ def make_data(images: int, size: int, classes: int) -> Data:
     return Data(image, label, classes)
 
 
+def with_moments(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer with the moments that its first step makes, so that all steps are alike."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return optimizer
+
+
 def ours(head: str, backbone: str, channels_last: bool, data: Data) -> Step:
     """What our loop does with a batch."""
     config = ModelConfig(backbone=backbone, head=head, drop_path=0.0)
     model = create_segmenter(config, num_classes=data.classes).train()
     order = Mode("float32", channels_last)
     in_memory_order(model.backbone, order)
-    optimizer = create_optimizer(model, OptimConfig())
+    optimizer = with_moments(create_optimizer(model, OptimConfig()))
     loss = SegmentationLoss(ignore_index=IGNORED)
     image = in_memory_order(data.image, order)
 
@@ -90,7 +100,7 @@ def peer(name: str, backbone: str, channels_last: bool, data: Data) -> Step:
     model: nn.Module = build(ENCODERS[backbone], encoder_weights=None, classes=data.classes)
     order = Mode("float32", channels_last)
     in_memory_order(model.train(), order)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-5)
+    optimizer = with_moments(torch.optim.AdamW(model.parameters(), lr=6e-5))
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     image = in_memory_order((data.image - mean) / std, order)
 

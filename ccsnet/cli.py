@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 from ccsnet.arguments import parse, positional
 from ccsnet.cli_data import data
-from ccsnet.cli_train import train
+from ccsnet.cli_runs import runs
+from ccsnet.cli_train import find_lr, train
 from ccsnet.errors import InputError, unknown_name
 from ccsnet.memory import keep_freed_memory
 
-LISTED = ("backbones", "datasets", "heads", "recipes")
+LISTED = ("backbones", "datasets", "heads", "losses", "optimizers", "recipes")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -315,7 +316,9 @@ def demo(arguments: list[str]) -> int:
 
 
 def list_names(arguments: list[str]) -> int:
-    """Show what there is: ccsnet list backbones|datasets|heads|recipes [PART OF A NAME] [--again].
+    """Show what there is: ccsnet list KIND [PART OF A NAME] [--again].
+
+    KIND is backbones, datasets, heads, losses, optimizers or recipes.
 
     Figures of backbones and recipes are computed once and then kept; `--again` computes them anew.
     """
@@ -347,11 +350,15 @@ def list_names(arguments: list[str]) -> int:
             n: find_plugin("ccsnet.datasets", n, "SPEC") for n in plugin_names("ccsnet.datasets")
         }
         notes = {n: f"{s.num_classes} classes. {s.licence}" for n, s in specs.items()}
+    elif kind == "optimizers":
+        from ccsnet.optim import optimizer_names
+
+        notes = optimizer_names()
     else:
-        notes = plugin_notes("ccsnet.heads")
+        notes = plugin_notes(f"ccsnet.{kind}")
     found = {name: note for name, note in notes.items() if part in name}
     if not found:
-        raise unknown_name(kind.removesuffix("s"), part, notes)
+        raise unknown_name({"losses": "loss"}.get(kind, kind.removesuffix("s")), part, notes)
     width = max(map(len, found))
     print("\n".join(f"{name:{width}}  {note}".rstrip() for name, note in found.items()))
     return 0
@@ -364,6 +371,8 @@ def _summary(item: object) -> str:
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
+    "find-lr": find_lr,
+    "runs": runs,
     "evaluate": evaluate,
     "predict": predict,
     "convert": convert,

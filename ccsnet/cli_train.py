@@ -69,18 +69,21 @@ def train(arguments: list[str]) -> int:
     return 0
 
 
-def _settings(arguments: list[str], default: "RunConfig") -> "RunConfig":
+def _settings(
+    arguments: list[str],
+    default: "RunConfig",
+    verb: str = "train",
+    description: str | None = train.__doc__,
+) -> "RunConfig":
     from ccsnet.config import RunConfig
 
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--dataset", *arguments]
-    config: RunConfig = parse(
-        RunConfig, "train", arguments, default=default, description=train.__doc__
-    )
+    config: RunConfig = parse(RunConfig, verb, arguments, default=default, description=description)
     if not config.data.dataset:
         raise InputError(
             "Which data? Give a built-in name (`ccsnet list datasets`) or a folder with a "
-            "dataset.yaml: ccsnet train photos"
+            f"dataset.yaml: ccsnet {verb} photos"
         )
     return config
 
@@ -89,3 +92,35 @@ def _default_out(config: "RunConfig") -> Path:
     data = Path(config.data.dataset.partition(":")[0])
     label = data.stem if data.suffix in (".yaml", ".yml") else data.resolve().name
     return Path(f"runs/{label}-{config.model.head}")
+
+
+def find_lr(arguments: list[str]) -> int:
+    """Look for a learning rate: ccsnet find-lr DATASET [--recipe NAME] [--out CURVE.png] [...].
+
+    Takes the settings of `ccsnet train`. The rate grows over --steps steps (100) until the loss
+    explodes; nothing is kept but the curve.
+    """
+    from dataclasses import replace
+
+    from ccsnet.find_lr import draw_range_test
+    from ccsnet.find_lr import find_lr as run_test
+    from ccsnet.recipes import recipe
+    from ccsnet.terminal import TerminalReporter, make_console
+
+    name, rest = take(arguments, "--recipe")
+    target, rest = take(rest, "--out")
+    default = recipe(name or DEFAULT_RECIPE)
+    default = replace(default, train=replace(default.train, steps=100))
+    config = _settings(rest, default, verb="find-lr", description=find_lr.__doc__)
+    console = make_console()
+    out = Path(target or "lr.png")
+    if out.suffix != ".png":
+        raise InputError(f"--out is {out}; the curve is a PNG: name it curve.png, say.")
+    test = run_test(config, steps=config.train.steps, reporter=TerminalReporter(console))
+    draw_range_test(test, out)
+    console.print(
+        f"The loss falls fastest at --lr {test.steepest:.1e}; do not pass {test.largest:.1e}. "
+        f"The curve is in {out}",
+        highlight=False,
+    )
+    return 0

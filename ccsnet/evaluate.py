@@ -37,6 +37,7 @@ def evaluate(
     window: tuple[int, int] | None = None,
     per_image: bool = False,
     progress: Callable[[int], None] | None = None,
+    watch: Callable[[Sample, Tensor], None] | None = None,
     processes: Processes | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Evaluation:
@@ -51,6 +52,7 @@ def evaluate(
         window: Side and stride in pixels of windows that each image is seen in. None: as a whole.
         per_image: Also rank the images.
         progress: Called with the number of images just done.
+        watch: Shown every image with its label map.
         processes: Those that share the set: each measures its samples, all return the whole.
         stop: Asked after every batch; once it says yes, the rest is left out.
     """
@@ -71,6 +73,8 @@ def evaluate(
             alone = ConfusionMatrix(len(classes), ignore_index)
             alone.update(sample.label.to(device), prediction.to(device))
             total.add(alone)
+            if watch is not None:
+                watch(sample, prediction)
             if per_image:
                 metrics = Metrics(classes=classes, confusion=alone.matrix())
                 ranking.append((sample.name, metrics.miou))

@@ -30,7 +30,7 @@ class Term(NamedTuple):
     weight: float
     name: str
     """A file of ccsnet/losses, or "your_module:NAME"."""
-    options: Mapping[str, float]
+    options: Mapping[str, float | int]
     """Of its `build`."""
 
 
@@ -73,9 +73,9 @@ def _term(term: str, text: str) -> Term:
     return Term(float(value), name, _options(name, inside, text))
 
 
-def _options(name: str, inside: str, text: str) -> dict[str, float]:
+def _options(name: str, inside: str, text: str) -> dict[str, float | int]:
     """What stands in a term's brackets, each an option that the loss has."""
-    options: dict[str, float] = {}
+    options: dict[str, float | int] = {}
     for pair in filter(None, (pair.strip() for pair in inside.split(","))):
         option, equals, value = (part.strip() for part in pair.partition("="))
         if not equals:
@@ -86,17 +86,17 @@ def _options(name: str, inside: str, text: str) -> dict[str, float]:
         if option in options:
             raise InputError(f"{name!r} has {option} twice in the loss {text!r}. Leave one out.")
         options[option] = _number(value, f"The option {option} of {name!r}", text)
-    _check_options(name, options)
-    return options
+    return _checked(name, options)
 
 
-def _check_options(name: str, options: Mapping[str, float]) -> None:
+def _checked(name: str, options: dict[str, float | int]) -> dict[str, float | int]:
+    """The options, if the loss has them, of the type that it asks for."""
     build = find_plugin(PACKAGE, name, "build")
     if not callable(build):
         raise InputError(f"The loss {name!r} is no function or class that could be called.")
     parameters = inspect.signature(build).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
+        return options
     for option in options:
         if not parameters:
             raise InputError(f"The loss {name!r} has no options; got {option!r}. Leave it out.")
@@ -106,13 +106,20 @@ def _check_options(name: str, options: Mapping[str, float]) -> None:
     for option, parameter in parameters.items():
         if parameter.default is parameter.empty and option not in options:
             raise InputError(f"The loss {name!r} needs {option!r}: write {name}({option}=number).")
+    for option, value in options.items():
+        kind = parameters[option].annotation
+        if kind in (float, "float"):
+            options[option] = float(value)
+        elif kind in (int, "int") and not isinstance(value, int):
+            raise InputError(f"The loss {name!r} has {option}={value}; it must be a whole number.")
+    return options
 
 
 def _is_number(text: str) -> bool:
     return NUMBER.fullmatch(text.strip()) is not None
 
 
-def _number(text: str, what: str, whole: str) -> float:
+def _number(text: str, what: str, whole: str) -> float | int:
     """An int if it is written as one."""
     text = text.strip()
     if not _is_number(text) or not math.isfinite(float(text)):

@@ -98,14 +98,17 @@ def restore_state(
             parameter: decoded(state, parameter)
             for parameter, state in zip(_parameters(optimizer), rest["state"], strict=True)
         }
-        changes = [decoded(values, first) for values in rest["groups"]]
+        changes = [
+            (group, decoded(values, first))
+            for group, values in zip(optimizer.param_groups, rest["groups"], strict=True)
+        ]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"The optimizer's state is damaged ({error!r}). {_DAMAGED}") from error
     optimizer.state.clear()
     for parameter, state in states.items():
         if state is not None:
             optimizer.state[parameter] = state
-    for group, values in zip(optimizer.param_groups, changes, strict=True):
+    for group, values in changes:
         group.update(values)
 
 

@@ -20,7 +20,7 @@ MAX_PICTURES = 4  # Of a validation.
 
 
 def validation_pictures(
-    samples: Iterable[Sample], predictions: Iterable[Int[Tensor, "H W"]], spec: DatasetSpec
+    samples: Iterable[Sample], predictions: Iterable[Int[Tensor, "_ _"]], spec: DatasetSpec
 ) -> dict[str, UInt8[np.ndarray, "_ _ 3"]]:
     """Image, truth, prediction and errors of a few images, by the image's name.
 

@@ -151,7 +151,7 @@ class RunLog:
         sent |= {f"val/iou/{name}": iou for name, iou in (class_iou or {}).items()}
         self._trackers.log(sent, step)
 
-    def pictures(self, step: int, pictures: Mapping[str, UInt8[np.ndarray, "H W 3"]]) -> None:
+    def pictures(self, step: int, pictures: Mapping[str, UInt8[np.ndarray, "_ _ 3"]]) -> None:
         """Show pictures in the trackers that take them.
 
         Raises:

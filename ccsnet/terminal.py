@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import (
@@ -112,11 +113,21 @@ def _number(value: float) -> str:
     return f"{value:.3g}" if 1 <= value < 1000 else f"{value:.0f}" if value >= 1 else f"{value:.3f}"
 
 
-def table(title: str, columns: dict[str, str], rows: list[list[str]]) -> Table:
-    """A table; `columns` maps headings to "left" or "right"."""
-    made = Table(title=title, title_justify="left")
+def table(
+    title: str, columns: dict[str, str], rows: list[list[str]], *, compact: bool = False
+) -> Table:
+    """A table; `columns` maps headings to "left" or "right".
+
+    A compact one has no lines between its columns: for many columns. Text on the left is folded
+    where there is no room; numbers, on the right, are not.
+    """
+    style: dict[str, Any] = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}
+    made = Table(title=title, title_justify="left", **(style if compact else {}))
     for name, justify in columns.items():
-        made.add_column(name, justify="right" if justify == "right" else "left")
+        right = justify == "right"
+        made.add_column(
+            name, justify="right" if right else "left", overflow="fold", no_wrap=right and compact
+        )
     for row in rows:
         made.add_row(*row)
     return made

@@ -238,7 +238,7 @@ class Trackers:
                 link.next_step = time.monotonic() + SERVER_INTERVAL
             self._try(link, link.tracker.log, figures, step=step)
 
-    def pictures(self, pictures: Mapping[str, UInt8[np.ndarray, "H W 3"]], step: int) -> None:
+    def pictures(self, pictures: Mapping[str, UInt8[np.ndarray, "_ _ 3"]], step: int) -> None:
         """Send pictures to the trackers that take them.
 
         Raises:

@@ -15,36 +15,29 @@ import torch
 from torch import Tensor
 
 from ccsnet import checkpoint as ckpt
+from ccsnet.assemble import assemble
 from ccsnet.averaging import WeightAverage
-from ccsnet.batch_norm import freeze, synchronise
 from ccsnet.checkpoint import BEST, LAST, Checkpoint, ClassInfo
 from ccsnet.config import RunConfig, to_json
 from ccsnet.data.loading import (
     Batch,
+    Sample,
     evaluation_samples,
-    open_dataset,
     test_sides,
     training_batches,
 )
 from ccsnet.evaluate import Evaluation, evaluate, evaluation_to_json
 from ccsnet.files import atomic_path
-from ccsnet.loss import SegmentationLoss
 from ccsnet.memory import peak_memory
 from ccsnet.metrics import Metrics
 from ccsnet.optim import create_optimizer, set_lr
 from ccsnet.optimizer_state import restore_state, state_tensors
 from ccsnet.parallel import Processes, gradients_kept_back
+from ccsnet.pictures import MAX_PICTURES, validation_pictures
 from ccsnet.precision import Autocast, in_memory_order
 from ccsnet.preflight import (
-    check_classes,
     check_compiler,
-    check_data,
-    check_model,
     check_shares,
-    settle_mode,
-    settled_as,
-    with_class_weights,
-    with_statistics,
 )
 from ccsnet.progress import Reporter, Silent
 from ccsnet.run_folder import (
@@ -62,7 +55,6 @@ from ccsnet.run_folder import (
     put_by,
 )
 from ccsnet.runlog import RunLog, bottleneck_note
-from ccsnet.segmenter import create_segmenter
 from ccsnet.stopping import (
     INTERRUPTED_STATUS,
     StopRequest,
@@ -157,55 +149,13 @@ class _Run:
             stack.enter_context(locked(out))
         start = self._start(resume)
         self.processes.wait()  # All have looked before one writes there.
-        torch.manual_seed(config.train.seed)
 
-        self.spec, self.root = open_dataset(config.data)
-        if start is None:
-            check_data(self.spec, self.root, config, reporter)
-        else:
-            check_classes(start, self.spec)
-            config = settled_as(start.config, config)
-            check_model(start, config.model)
-        config = with_statistics(config, self.spec, self.root)
-        with self.processes.main_first():  # The others find what it keeps.
-            config = with_class_weights(config, self.spec, self.root, reporter)
+        parts = assemble(config, self.processes, reporter, start)
+        self.config = config = parts.config
+        self.spec, self.root, self.model = parts.spec, parts.root, parts.model
+        self.loss, self.mode = parts.loss, parts.mode
         sides = test_sides(self.spec, config.data)
         self.info = replace(ClassInfo.of(self.spec), short_side=sides[0], long_side=sides[1])
-        weights = config.train.class_weights
-        self.loss = SegmentationLoss(
-            loss=config.train.loss,
-            coarse_loss=config.train.coarse_loss,
-            coarse_weight=config.train.coarse_weight,
-            ignore_index=self.spec.ignore_index,
-            class_weights=None if weights == "none" else torch.tensor(weights),
-        )
-
-        self.model = create_segmenter(
-            config.model,
-            num_classes=self.spec.num_classes,
-            in_channels=self.spec.channels,
-            load_weights=start is None,
-        )
-        loaded = self.model.backbone.loaded_weights
-        if loaded is not None:
-            reporter.note("\n".join(f"{title:>8}  {text}" for title, text in loaded.rows()))
-        if start is not None:
-            ckpt.load_weights(self.model, start.path)
-        self.model.to(self.processes.device).train()
-        self.mode = settle_mode(
-            config, self.model, self.loss, self.spec, self.root, self.processes, reporter
-        )
-        settled = replace(
-            config.train, precision=self.mode.precision, channels_last=self.mode.channels_last
-        )
-        self.config = config = replace(config, train=settled)
-        in_memory_order(self.model.backbone, self.mode)
-        if config.train.grad_checkpointing:
-            self.model.backbone.set_grad_checkpointing()
-        if config.train.batch_norm == "frozen":
-            freeze(self.model)
-        if self.processes.num > 1:
-            synchronise(self.model)
 
         self.step = 0 if start is None else start.step
         self.whole = True  # False while the weights are between two steps.
@@ -471,6 +421,12 @@ class _Run:
             multiple=32 if self.spec.window is None else 1,
         )
         self.reporter.start("validating", len(samples))
+        shown: list[tuple[Sample, Tensor]] = []
+
+        def watch(sample: Sample, prediction: Tensor) -> None:
+            if self.log is not None and len(shown) < MAX_PICTURES:
+                shown.append((sample, prediction))
+
         measured = evaluate(
             self.model if self.average is None else self.average.model,
             samples,
@@ -480,12 +436,16 @@ class _Run:
             window=self.spec.window,
             per_image=True,
             progress=self.reporter.advance,
+            watch=watch,
             processes=self.processes,
             stop=lambda: self.signals.asked != 0,
         )
         request = self._agreed_request()
         if request is not None:
             raise request
+        if self.log is not None and shown and self.miou is None:
+            pictures, predictions = zip(*shown, strict=True)
+            self.log.pictures(self.step, validation_pictures(pictures, predictions, self.spec))
         return measured
 
     def save(self, name: str) -> None:

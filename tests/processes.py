@@ -60,10 +60,8 @@ def _worker(folder: Path, rank: int) -> None:
     """One of the processes."""
     import torch
     import torch.distributed as dist
-    from jaxtyping import install_import_hook
 
     torch.set_num_threads(1)
-    install_import_hook("ccsnet", "beartype.beartype")  # As pytest does in its own process.
     module, name, num, arguments = pickle.loads((folder / "call").read_bytes())
     function = getattr(importlib.import_module(module), name)
     store = dist.FileStore(str(folder / "store"), num)

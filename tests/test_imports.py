@@ -14,20 +14,20 @@ PACKAGE = Path(ccsnet.__file__).parent
 # From low to high; a module imports only what is lower, or its own level. What a folder's name
 # starts stands for all of the folder.
 LEVELS = (
-    ("__init__", "arguments", "errors", "files", "memory", "progress"),
+    ("__init__", "arguments", "errors", "files", "memory", "progress", "stopping"),
     ("plugins",),
     ("datasets",),
     ("backbones", "heads", "losses", "draw", "upsample"),
     ("loss", "metrics", "data", "sliding", "formats"),
-    ("segmenter", "precision", "runlog"),
+    ("segmenter", "batch_norm", "parallel", "averaging", "precision", "trackers", "runlog", "runs"),
     ("optim", "optimizer_state"),
     ("config",),
-    ("checkpoint",),
-    ("evaluate", "predict", "preflight"),
-    ("train", "terminal", "bench", "export", "report"),
+    ("checkpoint", "run_folder"),
+    ("evaluate", "pictures", "predict", "preflight", "assemble"),
+    ("train", "find_lr", "terminal", "bench", "export", "report", "run_report"),
     ("recipes", "catalogue"),
     ("convert", "demo"),
-    ("cli", "cli_data", "app"),
+    ("cli", "cli_data", "cli_runs", "cli_train", "app"),
     ("__main__",),
 )
 NEITHER = (  # Kinds of part that know nothing of each other.
@@ -36,7 +36,7 @@ NEITHER = (  # Kinds of part that know nothing of each other.
     *(("datasets", other) for other in ("heads", "backbones", "data")),
     *(("data", other) for other in ("heads", "backbones")),
 )
-PRINTING = {"cli", "cli_data", "terminal", "app"}
+PRINTING = {"cli", "cli_data", "cli_runs", "cli_train", "terminal", "app"}
 USES_TIMM = {"backbones", "optim"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

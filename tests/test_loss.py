@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -5,8 +7,18 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ccsnet.loss
+from ccsnet.errors import InputError
 from ccsnet.heads._base import Output
-from ccsnet.loss import cross_entropy, segmentation_loss
+from ccsnet.loss import (
+    SegmentationLoss,
+    Term,
+    cross_entropy,
+    parse_loss,
+    segmentation_loss,
+    total_weight,
+)
+from ccsnet.plugins import plugin_names
 
 
 def naive(logits: np.ndarray, label: np.ndarray, ignore_index: int) -> float:
@@ -91,3 +103,277 @@ def test_bfloat16_logits_are_summed_in_float32():
     loss = cross_entropy(logits.bfloat16(), label)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(cross_entropy(logits, label).item(), rel=0.02)
+
+
+# What is written
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("ce", [(1, "ce", {})]),
+        (" ce ", [(1, "ce", {})]),
+        ("ce:1+dice:3", [(1, "ce", {}), (3, "dice", {})]),
+        ("ce : 0.5 + dice", [(0.5, "ce", {}), (1, "dice", {})]),
+        ("ce:1e+3+dice:1e-3", [(1000, "ce", {}), (0.001, "dice", {})]),
+        ("ce:0+dice:.5", [(0, "ce", {}), (0.5, "dice", {})]),
+        ("ohem(threshold=0.6):0.5+dice", [(0.5, "ohem", {"threshold": 0.6}), (1, "dice", {})]),
+        ("focal( gamma = 2 )", [(1, "focal", {"gamma": 2.0})]),
+        ("dice()", [(1, "dice", {})]),
+        ("tversky(alpha=1e+0, beta=+2):2", [(2, "tversky", {"alpha": 1.0, "beta": 2.0})]),
+        ("boundary(radius=2,weight=4)", [(1, "boundary", {"radius": 2, "weight": 4.0})]),
+        ("ce+ce", [(1, "ce", {}), (1, "ce", {})]),
+    ],
+)
+def test_a_text_names_terms(text, terms):
+    parsed = parse_loss(text)
+    assert parsed == tuple(Term(*term) for term in terms)
+    for term, (_, _, options) in zip(parsed, terms, strict=True):
+        assert [type(v) for v in term.options.values()] == [type(v) for v in options.values()]
+    SegmentationLoss(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "The loss is empty"),
+        (" ", "The loss is empty"),
+        ("dise", "No loss is called 'dise'. Perhaps you meant dice?"),
+        ("cross", "Known: boundary, ce, dice, focal, lovasz, ohem, tversky."),
+        ("ce.dice", "No loss is called"),
+        ("ce+", "The term '' of the loss 'ce+' cannot be read"),
+        ("+ce", "The term '' of the loss"),
+        ("ce++dice", "The term '' of the loss"),
+        ("ce:1:2", "No loss is called 'ce:1'|needs the module 'ce'"),
+        (":2", "No loss is called ''"),
+        ("()", "cannot be read"),
+        ("(gamma=2)", "cannot be read"),
+        ("focal(gamma=2", "cannot be read"),
+        ("focal gamma=2)", "cannot be read"),
+        ("focal(gamma=2)3", "cannot be read"),
+        ("focal((gamma=2))", "cannot be read"),
+        ("focal(gama=2)", "No option of 'focal' is called 'gama'. Perhaps you meant gamma?"),
+        ("ohem(x=2)", "Known: min_kept, threshold. It has: threshold, min_kept."),
+        ("dice(smooth=1)", "The loss 'dice' has no options; got 'smooth'"),
+        ("focal(2)", "'2' in the loss 'focal(2)' is no option of 'focal'; write it as"),
+        ("focal(gamma=)", "The option gamma of 'focal' is '' in the loss"),
+        ("focal(gamma=two)", "'two' in the loss 'focal(gamma=two)'; it must be a number"),
+        ("focal(gamma=inf)", "must be a number"),
+        ("focal(gamma=nan)", "must be a number"),
+        ("focal(gamma=1,gamma=2)", "has gamma twice"),
+        ("focal(gamma=-1)", "The loss 'focal' has gamma=-1.0; it must be 0 or more. Write focal("),
+        ("ce(label_smoothing=1)", "from 0 to below 1"),
+        ("ohem(threshold=1.1)", "from 0 to 1"),
+        ("ohem(min_kept=100000)", "from 0 to 1"),
+        ("tversky(alpha=-0.1)", "must be 0 or more"),
+        ("tversky(beta=0)", "must be more than 0"),
+        ("boundary(radius=0)", "a whole number from 1 on"),
+        ("boundary(radius=1.5)", "has radius=1.5; it must be a whole number"),
+        ("boundary(weight=-2)", "must be 0 or more"),
+        ("ce:", "The weight of 'ce' is '' in the loss 'ce:'; it must be a number"),
+        ("ce:much", "The weight of 'ce' is 'much'"),
+        ("ce:nan", "The weight of 'ce' is 'nan'"),
+        ("ce:1e999", "The weight of 'ce' is '1e999'"),
+        ("ce:-1", "The weight of 'ce' is -1 in the loss 'ce:-1'"),
+        ("ce+dice:-0.5", "The weight of 'dice' is -0.5"),
+        ("ce:1+2", "The weight of 'ce' is '1+2'"),
+        ("no_such_module:loss:2", "needs the module 'no_such_module'"),
+    ],
+)
+def test_mistakes_are_told(text, message):
+    with pytest.raises(InputError) as told:
+        SegmentationLoss(text)
+    assert any(part in str(told.value) for part in message.split("|")), str(told.value)
+
+
+def test_a_loss_of_your_own(tmp_path, monkeypatch):
+    (tmp_path / "my_losses.py").write_text(
+        "class Constant:\n"
+        "    def __init__(self, value, times=1.0): self.value = value * times\n"
+        "    def count(self, label, *_): return (label != 255).sum().float()\n"
+        "    def total(self, logits, label, *_): return self.value * self.count(label)\n"
+        "def free(**options): return Constant(options['anything'])\n"
+        "def nothing(): return 3\n"
+        "number = 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    logits, label = example(0)
+    for text, value in {
+        "my_losses:Constant(value=2)": 2,
+        "my_losses:Constant(value=2,times=3):0.5": 3,
+        "my_losses:free(anything=7)+my_losses:Constant(value=1):2": 9,
+    }.items():
+        assert SegmentationLoss(text)(Output(logits), label)["final"].item() == value
+    assert parse_loss("my_losses:nothing:2") == (Term(2.0, "my_losses:nothing", {}),)
+    for text, message in {
+        "my_losses:Constant": "The loss 'my_losses:Constant' needs 'value'",
+        "my_losses:Constant(value=1,tims=2)": "Perhaps you meant times?",
+        "my_losses:nothing": "made a int, which lacks the methods",
+        "my_losses:number": "is no function or class",
+        "my_losses:other": "The module 'my_losses' has no 'other', which the loss",
+    }.items():
+        with pytest.raises(InputError, match=re.escape(message)):
+            SegmentationLoss(text)
+
+
+# Both predictions
+
+
+def test_plain_cross_entropy_is_what_it_was_bit_by_bit():
+    """Written out, so that models trained before are trained the same."""
+    for weights in (None, torch.tensor([0.3, 1.7, 2.0])):
+        final, label = example(5, size=(12, 20), ignored=0.2)
+        coarse = torch.randn(2, 3, 3, 5)
+        results = []
+        for written_out in (True, False):
+            given = [x[:, :, ::2, ::2].clone().requires_grad_() for x in (final, coarse)]
+            if written_out:
+                terms = []
+                for x, factor in zip(given, (None, 0.4), strict=True):
+                    full = F.interpolate(x, size=(12, 20), mode="bilinear", align_corners=False)
+                    total = F.cross_entropy(
+                        full, label, weight=weights, ignore_index=255, reduction="sum"
+                    )
+                    valid = label != 255
+                    count = valid.sum().float()
+                    if weights is not None:
+                        count = weights[label.where(valid, 0)].where(valid, 0).sum()
+                    term = total / count.clamp(min=1e-6)
+                    terms.append(term if factor is None else factor * term)
+            else:
+                terms = list(
+                    SegmentationLoss(class_weights=weights)(Output(*given), label).values()
+                )
+            torch.stack(terms).sum().backward()
+            results.append([*(t.detach() for t in terms), *(x.grad for x in given)])
+        for before, now in zip(*results, strict=True):
+            assert torch.equal(before, now)
+
+
+def test_terms_are_weighted_and_added():
+    logits, label = example(6)
+    output = Output(logits)
+    alone = {name: SegmentationLoss(name)(output, label)["final"] for name in ("ce", "dice")}
+    both = SegmentationLoss("ce:0.5+dice:3")(output, label)["final"]
+    assert both.item() == pytest.approx((0.5 * alone["ce"] + 3 * alone["dice"]).item())
+
+
+def test_the_coarse_prediction_has_its_own_loss():
+    logits, label = example(7)
+    coarse = torch.randn(2, 3, 2, 2)
+    terms = SegmentationLoss("lovasz", "focal+dice:2", coarse_weight=0.25)(
+        Output(logits, coarse), label
+    )
+    alone = {
+        name: SegmentationLoss(name)(Output(coarse), label)["final"] for name in ("focal", "dice")
+    }
+    assert list(terms) == ["final", "coarse"]
+    assert (
+        terms["final"].item() == SegmentationLoss("lovasz")(Output(logits), label)["final"].item()
+    )
+    expected = 0.25 * (alone["focal"] + 2 * alone["dice"])
+    assert terms["coarse"].item() == pytest.approx(expected.item())
+    same = SegmentationLoss("lovasz", coarse_weight=0.25)(Output(logits, coarse), label)
+    expected = 0.25 * SegmentationLoss("lovasz")(Output(coarse), label)["final"]
+    assert same["coarse"].item() == expected.item()
+    assert list(SegmentationLoss("lovasz", "ce")(Output(logits), label)) == ["final"]
+
+
+ALL = "+".join(plugin_names("ccsnet.losses"))
+
+
+@settings(max_examples=10)
+@given(
+    st.integers(0, 999),
+    st.lists(st.integers(0, 2), min_size=4, max_size=4),
+    st.sampled_from([None, [0.5, 2.0, 1.0]]),
+)
+def test_parts_with_the_whole_s_counts_add_up(seed, parts, weights):
+    """Loss and gradients of a small network, with a part that has no valid pixel among them."""
+    torch.manual_seed(seed)
+    network = torch.nn.Conv2d(2, 6, 3, padding=1)
+    image = torch.randn(4, 2, 5, 7)
+    label = torch.randint(3, (4, 10, 14))
+    label[torch.rand(4, 10, 14) < torch.tensor([0.0, 0.5, 0.95, 1.0])[:, None, None]] = 255
+    loss = SegmentationLoss(
+        ALL, "dice+ce", class_weights=None if weights is None else torch.tensor(weights)
+    )
+
+    def backward(image, label, counts) -> list[float]:
+        scores = network(image)
+        terms = loss(Output(scores[:, :3], F.avg_pool2d(scores[:, 3:], 2)), label, counts)
+        torch.stack(list(terms.values())).sum().backward()
+        return [term.item() for term in terms.values()]
+
+    whole = backward(image, label, None)
+    expected = [p.grad.clone() for p in network.parameters()]
+    network.zero_grad()
+    members = [torch.tensor(parts) == part for part in set(parts)]
+    counts = torch.stack([loss.counts(label[m]) for m in members]).sum(0)
+    torch.testing.assert_close(counts, loss.counts(label))
+    assert counts.shape == (9,)
+    values = [backward(image[m], label[m], counts) for m in members]
+    assert np.sum(values, 0) == pytest.approx(whole, rel=1e-5)
+    for p, grad in zip(network.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", plugin_names("ccsnet.losses"))
+def test_half_precision_logits_are_made_float32(name, dtype):
+    logits, label = example(8)
+    half = logits.to(dtype).requires_grad_()
+    value = SegmentationLoss(name)(Output(half), label)["final"]
+    value.backward()
+    assert value.dtype == torch.float32
+    assert value.item() == SegmentationLoss(name)(Output(half.float()), label)["final"].item()
+    assert half.grad.dtype == dtype
+    ignored = (label == 255)[:, None].expand_as(half)
+    assert (half.grad[ignored] == 0).all()
+
+
+def test_all_losses_of_nothing_are_0_and_teach_nothing():
+    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
+    coarse = torch.randn(2, 3, 2, 2, requires_grad=True)
+    terms = SegmentationLoss(ALL)(Output(logits, coarse), torch.full((2, 8, 8), 255))
+    torch.stack(list(terms.values())).sum().backward()
+    assert [term.item() for term in terms.values()] == [0, 0]
+    for x in (logits, coarse):
+        assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+def test_each_prediction_is_resized_once(monkeypatch):
+    calls = []
+    resize = ccsnet.loss.resize
+    monkeypatch.setattr(ccsnet.loss, "resize", lambda *a: calls.append(a) or resize(*a))
+    logits, label = example(9, size=(8, 8))
+    SegmentationLoss(ALL)(Output(logits[..., :4], logits[..., :2]), label)
+    assert len(calls) == 2
+
+
+def test_class_weights_that_nothing_uses_are_refused():
+    logits, label = example(10)
+    weights = torch.tensor([1.0, 2.0, 3.0])
+    with pytest.raises(InputError, match="class weights, and the loss 'dice\\+lovasz' has no use"):
+        SegmentationLoss("dice+lovasz", class_weights=weights)
+    SegmentationLoss("dice", "ce", class_weights=weights)
+    mixed = SegmentationLoss("ce+tversky", class_weights=weights)(Output(logits), label)["final"]
+    expected = cross_entropy(logits, label, 255, weights)
+    expected += SegmentationLoss("tversky")(Output(logits), label)["final"]
+    assert mixed.item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
+def test_a_coarse_weight_is_a_number_from_0_on(weight):
+    with pytest.raises(InputError, match="coarse_weight is"):
+        SegmentationLoss(coarse_weight=weight)
+
+
+def test_total_weight_is_cross_entropy_s_count():
+    _, label = example(11)
+    assert total_weight(label).item() == SegmentationLoss().counts(label)[0].item()
+    weights = torch.tensor([1.0, 0.0, 2.5])
+    expected = sum(weights[c].item() for c in label.flatten().tolist() if c != 255)
+    assert total_weight(label, 255, weights).item() == pytest.approx(expected)
+    loss = SegmentationLoss(class_weights=weights)
+    assert loss.counts(label)[0].item() == pytest.approx(expected)

@@ -77,6 +77,7 @@ def resumed(config: OptimConfig, path) -> tuple[Net, torch.optim.Optimizer]:
     again, fresh = new(config)
     again.load_state_dict(net.state_dict())
     restore_state(fresh, load_file(path))
+    set_lr(fresh, STOP - 1, STEPS, config)  # The rate is a function of the step, and no state.
     assert same(fresh.state_dict(), optimizer.state_dict())
     return again, fresh
 
@@ -233,6 +234,16 @@ def test_sharded_state_is_gathered_and_scattered():
     restore_state(fresh, tensors, scatter=scatter)
     assert all(same(value, [whole[:1], torch.tensor(3)]) for value in kept_of(fresh))
     assert seen == [(2, 3), (4,)]  # Counts are not sharded.
+
+
+def test_counts_stay_off_the_accelerator():
+    optimizer, fresh = odd([torch.ones(2, 3), torch.tensor(3)]), odd()
+    for which in (optimizer, fresh):  # A device that every machine has.
+        which.param_groups[0]["params"] = [nn.Parameter(torch.zeros(2, 3, device="meta"))]
+    optimizer.step()
+    restore_state(fresh, state_tensors(optimizer))
+    ((moment, count),) = kept_of(fresh)
+    assert (moment.device.type, count.device.type) == ("meta", "cpu")
 
 
 def test_before_the_first_step_there_is_nothing():

@@ -63,7 +63,7 @@ def test_plots_draw(tmp_path, metrics):
     rows = [{"step": float(s), "loss": 1 / s} for s in range(1, 200)]
     validations = [{"step": 100.0, "miou": 0.4}, {"step": 199.0, "miou": 0.5}]
     for figure in (
-        report.training_curve(rows, validations, 0.4),
+        report.training_curve(rows, validations, 0.4, "colour alone"),
         report.confusion_plot(metrics),
     ):
         made = report.plot(figure, "a plot", beside=tmp_path / "plot.png")
@@ -72,23 +72,29 @@ def test_plots_draw(tmp_path, metrics):
     report.plot(report.training_curve(rows[:1], []), "a run of one step, not validated")
 
 
-def test_comparison_is_image_truth_prediction_errors():
-    image = np.full((2, 3, 3), 7, np.uint8)
-    label = np.array([[0, 1, 255], [0, 1, 1]], np.uint8)
-    prediction = np.array([[0, 0, 0], [0, 1, 1]], np.uint8)
-    row = report.comparison(image, label, prediction, COLOURS)
-    assert row.shape == (2, 4 * 3 + 3 * report.GAP, 3)
-    step = 3 + report.GAP
-    np.testing.assert_array_equal(row[:, :3], image)
-    assert tuple(row[0, step + 1]) == COLOURS[1]
-    assert tuple(row[0, step + 2]) == (0, 0, 0)
-    assert tuple(row[0, 2 * step + 1]) == COLOURS[0]
-    right, wrong, ignored = row[0, 3 * step : 3 * step + 3]
-    assert tuple(wrong) == (200, 30, 30)
-    assert tuple(right) != tuple(wrong) != tuple(ignored)
+def test_of_many_classes_those_with_mistakes_are_plotted():
+    num = report.NAMED_CLASSES + 20
+    confusion = np.diag(np.full(num, 100))
+    confusion[40, 45] = 7
+    metrics = Metrics(classes=[f"c{i}" for i in range(num)], confusion=confusion)
+    (axes,) = report.confusion_plot(metrics).axes
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    assert len(names) == report.NAMED_CLASSES
+    assert {"c40", "c45"} < set(names)
+    report.plot(report.confusion_plot(metrics), "no formula: $a$")
 
 
-def test_mark_leaves_the_image_alone():
-    image = np.zeros((40, 40, 3), np.uint8)
-    assert report.mark(image, 20, 20).any()
-    assert not image.any()
+def test_most_frequent_mistakes(metrics):
+    table = report.confusion_table(metrics)
+    assert table.rows == [
+        ["road", "sky & <sea>", "25.0", "10.0"],
+        ["sky & <sea>", "road", "8.3", "5.0"],
+    ]
+
+
+def test_a_legend_of_some_classes_and_code(tmp_path):
+    picture = report.picture(np.zeros((4, 6, 3), np.uint8), "a picture", legend=(0,))
+    page = write(tmp_path / "r.html", [report.Section("S", [], [picture, report.Code("a < b")])])
+    assert "rgb(128, 64, 128)" in page
+    assert "rgb(0, 0, 255)" not in page
+    assert "<pre><code>a &lt; b</code></pre>" in page

@@ -41,6 +41,8 @@ NEEDED = ("train", "val")
 """Splits that are not left out when they or their labels are not there."""
 
 _AT_ONCE = 16 * MEBIBYTE  # Bytes of a file in memory.
+# What a process that was killed while it wrote has left aside.
+_LEFT = re.compile(r"\.([A-Za-z0-9_-]+-\d{6}|shards|dataset)-\w+\.(tar|json|yaml)")
 _END = 2 * BLOCK  # Zeros that end a tar file.
 _MAX_FILE = 8**11 - 1  # Bytes. Source: POSIX.1-1988 (ustar), 11 octal digits.
 
@@ -325,9 +327,8 @@ def _write_all(
     """Write what is not there yet; how many shards that was, and all splits."""
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    for pattern in (".*.tar", ".*.json", ".*.yaml"):  # Of a process killed while it wrote.
-        for left in out.glob(pattern):
-            left.unlink()
+    for path in [path for path in out.iterdir() if _LEFT.fullmatch(path.name)]:
+        path.unlink()
     missing = {
         plan.file
         for split in plans.values()
@@ -355,7 +356,8 @@ def _write_all(
                 reporter.advance(len(plan.members))
             finished.append(Shard(plan.file, plan.size, digest, plan.entries))
         reporter.end()
-        _remove_others(out, split, {plan.file for plan in shards})
+        if (out / UNFINISHED).exists():
+            _remove_others(out, split, {plan.file for plan in shards})
         made[split] = ShardedSplit(rule_of(spec.parts(split)), finished)
     return len(missing), made
 

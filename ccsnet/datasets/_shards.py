@@ -120,6 +120,7 @@ class TarMember(_Path):
             return Path(*segments)
     else:
         # Bound to the base class, so that their results are ordinary paths.
+        cwd = _Path.cwd  # pyright: ignore
         _from_parts = _Path._from_parts  # pyright: ignore
         _from_parsed_parts = _Path._from_parsed_parts  # pyright: ignore
 

@@ -50,7 +50,7 @@ class Loss(Protocol):
         ...
 
 
-def require(loss: str, option: str, value: float, holds: bool, allowed: str) -> None:
+def require(loss: str, option: str, value: float | int, holds: bool, allowed: str) -> None:
     """Refuse an option's value.
 
     Raises:

@@ -51,8 +51,7 @@ class BoundaryAware:
     """How often a pixel near a boundary counts. Below 1 it counts less: for unsure borders."""
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.radius, int) and self.radius >= 1
-        require("boundary", "radius", self.radius, whole, "a whole number from 1 on")
+        require("boundary", "radius", self.radius, self.radius >= 1, "a whole number from 1 on")
         require("boundary", "weight", self.weight, 0 <= self.weight < math.inf, "0 or more")
 
     def count(

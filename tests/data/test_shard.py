@@ -20,6 +20,7 @@ import tifffile
 import torch
 from PIL import Image
 
+from ccsnet.checkpoint import load_model, read_checkpoint
 from ccsnet.cli import run
 from ccsnet.data import shard
 from ccsnet.data.check import check_dataset
@@ -37,6 +38,7 @@ from ccsnet.datasets._spec import DatasetSpec
 from ccsnet.datasets._split import Split
 from ccsnet.errors import InputError
 from ccsnet.progress import Silent
+from ccsnet.runlog import LOG_FILE, read_log
 from tests.shapes import OPTIONS, make_shapes
 
 SMALL = 40_000
@@ -178,7 +180,8 @@ def test_a_member_is_a_path_to_whoever_reads_it(folder, finished):
         assert str(member).startswith(str(finished / "train-000000.tar") + os.sep)
         assert str(member.relative_to(finished)) == str(member)[len(str(finished)) + 1 :]
         assert member.parent.stat().st_size == member.shard.size
-        assert type(member.parent) is type(member.with_suffix(".x")) is type(Path())
+        for made in (member.parent, member.with_suffix(".x"), member.resolve(), member / "x"):
+            assert type(made) is type(Path())
         again = pickle.loads(pickle.dumps(member))
         assert again == member
         assert again.read_bytes() == source.read_bytes()
@@ -270,7 +273,7 @@ def save_kinds(root):
             path = folder / place / f"a b.v1{suffix}"
             path.parent.mkdir(parents=True)
             if suffix == ".tif":
-                tifffile.imwrite(path, pixels)
+                tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="contig")
             else:
                 picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
                 picture.save(path)
@@ -453,6 +456,15 @@ def test_larger_shards_after_an_interruption_leave_no_old_ones(folder, tmp_path)
     assert len(list(out.glob("*.tar"))) > 1
     make_shards(folder, out, shard_bytes=10**9)
     assert sorted(path.name for path in out.glob("*.tar")) == ["train-000000.tar", "val-000000.tar"]
+
+
+def test_other_files_in_the_folder_stay(folder, shards):
+    others = ("train-000099.tar", ".notes.yaml", ".hidden.tar", "readme.txt")
+    for name in others:
+        (shards / name).write_text("mine")
+    (shards / "val-000000.tar").unlink()
+    make_shards(folder, shards, splits=("val",))
+    assert all((shards / name).read_text() == "mine" for name in others)
 
 
 def test_killed_process_leaves_no_half_shard(folder, finished, tmp_path):
@@ -827,13 +839,14 @@ def test_interrupted_command(call, folder, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_training_on_shards_gives_the_same_weights(call, folder, finished, tmp_path):
-    losses = []
+    weights, losses = [], []
     for name, data in (("one", folder), ("two", finished)):
-        options = ("--steps", 4, "--out", tmp_path / name)
-        status, text = call("train", data, *OPTIONS, *options)
+        out = tmp_path / name
+        status, text = call("train", data, *OPTIONS, "--steps", 4, "--out", out)
         assert status == 0, text
-        from ccsnet.checkpoint import read_checkpoint
-
-        losses.append(read_checkpoint(tmp_path / name).weights)
-    assert losses[0].keys() == losses[1].keys()
-    assert all(torch.equal(losses[0][key], losses[1][key]) for key in losses[0])
+        weights.append(load_model(read_checkpoint(out)).state_dict())
+        losses.append([row["loss"] for row in read_log(out / LOG_FILE)])
+        assert call("evaluate", out)[0] == 0
+    assert losses[0] == losses[1]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])

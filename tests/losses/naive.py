@@ -4,6 +4,7 @@ A function for each file of ccsnet/losses, under its name, with the file's defau
 (B, N, H, W), label (B, H, W), the index that is ignored, class weights or None, and options.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -117,7 +118,7 @@ def lovasz(logits, label, ignored, weights=None) -> float:
             inside = [c == k for *_, c, _ in found]
             levels = sorted({0.0, *errors})
             area = 0.0
-            for low, high in zip(levels, levels[1:], strict=False):
+            for low, high in itertools.pairwise(levels):
                 wrong = [error > low for error in errors]
                 both = list(zip(inside, wrong, strict=True))
                 intersection = sum(i and not w for i, w in both)
