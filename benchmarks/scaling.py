@@ -55,9 +55,11 @@ class Assumed(NamedTuple):
 
 ASSUMED = Assumed()
 
-LINKS = {"NVLink": 450e9, "PCIe 5 x16": 50e9, "PCIe 4 x16": 25e9, "Ethernet 100 Gbit/s": 12.5e9}
+LINKS = {"NVLink": 450e9, "PCIe 4 x16": 25e9, "Ethernet 100 Gbit/s": 12.5e9}
 """Bytes a second in one direction."""
 INSIDE, BETWEEN = "NVLink", "Ethernet 100 Gbit/s"
+RINGS = ((8, "NVLink"), (8, "PCIe 4 x16"), (16, "Ethernet 100 Gbit/s"), (64, "Ethernet 100 Gbit/s"))
+SLOWER = 5  # The second schedule's step, against the first's, which is a floor.
 
 
 class Model(NamedTuple):
@@ -145,7 +147,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def models_table(models: Sequence[Model]) -> list[str]:
     """What a model is, and what each step moves because of it."""
-    columns = ("CCSNet on", "parameters, M", "GFLOP an image", "kept maps, MB an image")
+    columns = ("CCSNet on", "parameters, M", "GFLOP an image", "kept in bf16, MB an image")
     columns += ("gradients, MB a step", "weights, gradients, AdamW: GB", "on 8 with `--shard`: GB")
     columns += ("batch norms", "synchronising them, ms a step")
     return table(
@@ -169,17 +171,13 @@ def models_table(models: Sequence[Model]) -> list[str]:
 
 def links_table(models: Sequence[Model]) -> list[str]:
     """Milliseconds to average the gradients of one step."""
-    columns = ["ms a step", *(f"{link}, {n} devices" for link in LINKS for n in (8, 64))]
+    columns = ["ms a step", *(f"{n} devices, {link}" for n, link in RINGS)]
     return table(
         columns,
         [
             (
                 f"`{m.name}`",
-                *(
-                    f"{1e3 * reduce_seconds(m.gradient_bytes, n, speed):.1f}"
-                    for speed in LINKS.values()
-                    for n in (8, 64)
-                ),
+                *(f"{1e3 * reduce_seconds(m.gradient_bytes, n, LINKS[k]):.1f}" for n, k in RINGS),
             )
             for m in models
         ],
@@ -209,7 +207,7 @@ def schedule_table(model: Model, seconds: float) -> list[str]:
             f"{1e3 * compute:.1f}",
             f"{1e3 * reduce:.1f}",
             hours_between(row.steps * step, row.steps * worst),
-            f"{100 * compute / worst:.0f} to {100 * compute / step:.0f} %",
+            " to ".join(dict.fromkeys(f"{100 * compute / x:.0f} %" for x in (worst, step))),
             f"{rate:.0f}",
             f"{rate * ASSUMED.read_seconds:.1f}",
             f"{rate * ASSUMED.pair_bytes / 1e6:.0f}",
@@ -229,28 +227,35 @@ def made(step_seconds: float | None = None) -> list[str]:
     models = [count(name) for name in BACKBONES]
     first = models[0]
     operations, traffic = image_seconds(first)
-    seconds = operations + traffic if step_seconds is None else step_seconds / BATCH
-    source = (
-        f"{1e3 * operations:.2f} ms of operations and {1e3 * traffic:.2f} ms of memory traffic"
-        if step_seconds is None
-        else f"a step of {BATCH} takes {step_seconds:g} s on one device"
-    )
-    return [
+    floor = operations + traffic
+    if step_seconds is None:
+        text = (
+            f"An image: {1e3 * operations:.2f} ms of operations, {1e3 * traffic:.2f} ms of memory "
+            f"traffic. A step of {BATCH} on one device: {1e3 * BATCH * floor:.0f} ms."
+        )
+        slower = f"With steps {SLOWER} times as long, {1e3 * BATCH * SLOWER * floor:.0f} ms:"
+        schedules = {text: floor, slower: SLOWER * floor}
+    else:
+        text = f"A step of {BATCH} takes {1e3 * step_seconds:.0f} ms on one device:"
+        schedules = {text: step_seconds / BATCH}
+    lines = [
         START,
         "",
         *models_table(models),
         "",
-        "Averaging the gradients in a ring:",
+        "### Averaging the gradients",
         "",
         *links_table(models),
         "",
-        f"ADE20K's usual {STEPS} steps of {BATCH}, or as many images ({STEPS * BATCH / IMAGES:.0f} "
-        f"epochs), `{first.name}`; an image: {source}.",
+        f"### ADE20K with `{first.name}`",
         "",
-        *schedule_table(first, seconds),
+        f"The usual {STEPS} steps of {BATCH}, or as many images in larger steps "
+        f"({STEPS * BATCH / IMAGES:.0f} epochs).",
         "",
-        END,
     ]
+    for text, seconds in schedules.items():
+        lines += [text, "", *schedule_table(first, seconds), ""]
+    return [*lines, END]
 
 
 def between(text: str) -> list[str]:

@@ -1,8 +1,10 @@
 """The exponential moving average of a model's weights: smoother than the last step's."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
+
+from ccsnet.segmenter import Segmenter
 
 
 class WeightAverage:
@@ -19,19 +21,20 @@ class WeightAverage:
         step: Steps that the average has already seen.
     """
 
-    def __init__(self, model: nn.Module, decay: float, step: int = 0) -> None:
+    def __init__(self, model: Segmenter, decay: float, step: int = 0) -> None:
         self._decay = decay
-        self._average = AveragedModel(model, multi_avg_fn=self._follow)
+        # pyright knows only a tuple or a list where torch gives either.
+        self._average = AveragedModel(model, multi_avg_fn=self._follow)  # pyright: ignore[reportArgumentType]
         self._average.requires_grad_(False).eval()
         # Not 0, at which the average would become the first step's weights.
         self._average.n_averaged.fill_(step + 1)
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> Segmenter:
         """The averaged model, in evaluation mode; statistics of norms are the model's own."""
-        return self._average.module
+        return self._average.module  # pyright: ignore[reportReturnType]
 
-    def update(self, model: nn.Module) -> None:
+    def update(self, model: Segmenter) -> None:
         """Take in the weights after a step."""
         self._average.update_parameters(model)
 

@@ -31,6 +31,7 @@ from ccsnet.datasets._spec import DatasetSpec
 from ccsnet.errors import unknown_name
 from ccsnet.files import atomic_path, cache_folder
 from ccsnet.loss import segmentation_loss
+from ccsnet.optim import state_share
 from ccsnet.plugins import find_plugin, plugin_names
 from ccsnet.recipes import RECIPES
 from ccsnet.segmenter import Segmenter, create_segmenter
@@ -146,7 +147,7 @@ def training_memory(config: RunConfig) -> TrainingMemory:
         model.backbone.set_grad_checkpointing()
     weights = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    moments = {"adamw": 2, "sgd": 1}[config.optim.optimizer]
+    moments = state_share(config.optim)
     # Not one image: some norms need two values. What all images share is in both of these.
     two, three = (_saved(model, (images, channels, *_crop(config))) for images in (2, 3))
     saved = three - two
@@ -155,7 +156,7 @@ def training_memory(config: RunConfig) -> TrainingMemory:
     # their logarithmic probabilities have gradients and nothing is freed yet.
     height, width = _crop(config)
     gradients = 2 * 4 * classes * height * width
-    return TrainingMemory(weights + (1 + moments) * trained + shared, saved + gradients)
+    return TrainingMemory(weights + round((1 + moments) * trained) + shared, saved + gradients)
 
 
 def _saved(model: Segmenter, shape: tuple[int, int, int, int]) -> int:

@@ -78,7 +78,7 @@ class Checkpoint:
 
 def save_checkpoint(
     path: Path,
-    model: Segmenter,
+    weights: Mapping[str, Tensor],
     config: RunConfig,
     info: ClassInfo,
     *,
@@ -93,7 +93,7 @@ def save_checkpoint(
 
     Args:
         path: The file.
-        model: Whose weights to save.
+        weights: To predict with: the state dict of a model.
         config: The run's settings.
         info: What the model's outputs mean.
         step: Optimizer steps done.
@@ -106,7 +106,7 @@ def save_checkpoint(
     Raises:
         OSError: The disk is full or the folder cannot be written.
     """
-    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in weights.items()}
     for name, tensor in (training or {}).items():
         tensors[_TRAINING + name] = tensor.detach().cpu().contiguous()
     state = {"step": step, "miou": miou, "best_miou": best_miou, "best_step": best_step}
@@ -133,7 +133,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> int:
     """Of all values, in the order of their names."""
     value = 0
     for name in sorted(tensors):
-        value = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), value)
+        value = zlib.crc32(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()), value)
     return value
 
 

@@ -69,7 +69,8 @@ class TrainConfig:
     timeout: float = 1800.0
     """Seconds until a process that does not answer the others ends the run."""
     trackers: tuple[str, ...] = ("tensorboard",)
-    """Where figures go besides the CSV files: tensorboard wandb mlflow comet_ml clearml aim."""
+    """Where figures go besides the CSV files: tensorboard wandb mlflow comet_ml clearml aim swanlab
+    trackio dvclive (docs/tracking.md)."""
 
     def __post_init__(self) -> None:
         numbers = ("steps", "batch_size", "accumulate", "validate_every", "validate_batch_size")

@@ -118,7 +118,7 @@ def convert(
     )
     model = create_segmenter(config.model, num_classes=len(known.info.classes))
     loaded = _fill(model, file, parts.backbone, renamed.tensors)
-    save_checkpoint(out, model, config, known.info, step=0)
+    save_checkpoint(out, model.state_dict(), config, known.info, step=0)
 
     skipped = [(name, keys) for name, keys in _skipped(parts, renamed.unused) if keys]
     coarse = [key for key in parts.head if layout.head == "ccs" and key.startswith(_COARSE_HEAD)]

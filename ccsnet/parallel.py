@@ -1,7 +1,8 @@
 """The processes that train one model together; alone, everything here does nothing."""
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -22,6 +23,7 @@ class Processes:
     Attributes:
         rank: Its number, from 0.
         num: How many there are.
+        num_here: How many of them share this machine.
         device: Where it computes.
         is_main: Whether it is the one that writes and speaks.
     """
@@ -30,6 +32,8 @@ class Processes:
         self._state = PartialState(cpu=cpu, timeout=timedelta(seconds=timeout))
         self.rank: int = self._state.process_index
         self.num: int = self._state.num_processes
+        self.num_here = int(os.environ.get("LOCAL_WORLD_SIZE", self.num))
+        assert self._state.device is not None, "accelerate chooses one"
         self.device: torch.device = self._state.device
         self.is_main: bool = self._state.is_main_process
 
@@ -43,6 +47,11 @@ class Processes:
     def gather(self, items: list[Any]) -> list[Any]:
         """The items of all processes, by their numbers."""
         return gather_object(items) if self.num > 1 else items
+
+    def main_says(self, question: Callable[[], bool]) -> bool:
+        """What the main process answers, in all of them."""
+        answer = self.is_main and question()
+        return bool(self.sum(torch.tensor(int(answer))).item())
 
     def wait(self) -> None:
         """Until all are here."""

@@ -14,10 +14,12 @@ from ccsnet.data.sampling import scan_labels, settle_class_weights
 from ccsnet.datasets._spec import DatasetSpec
 from ccsnet.errors import InputError
 from ccsnet.loss import SegmentationLoss
+from ccsnet.optim import check_optimizer
 from ccsnet.parallel import Processes
 from ccsnet.precision import TRIAL_BATCH, Mode, choose_mode
 from ccsnet.progress import Reporter
 from ccsnet.segmenter import ModelConfig, Segmenter
+from ccsnet.trackers import check_trackers
 
 LABELS_CHECKED = 2000  # Per split; the rest is checked as it is read.
 
@@ -122,6 +124,24 @@ def settled_as(saved: RunConfig, config: RunConfig) -> RunConfig:
         train = replace(train, class_weights=saved.train.class_weights)
     mean, std = config.model.mean or saved.model.mean, config.model.std or saved.model.std
     return replace(config, train=train, model=replace(config.model, mean=mean, std=std))
+
+
+def check_settings(config: RunConfig, processes: int) -> None:
+    """Refuse what cannot work before anything is read or written.
+
+    Raises:
+        InputError: The optimizer, a tracker or the split of a batch cannot be used.
+    """
+    check_optimizer(config.optim.optimizer)
+    check_trackers(config.train.trackers)
+    check_shares(config, processes)
+    if config.train.shard and config.train.precision == "fp16":
+        raise InputError("shard does not go with precision fp16: use bf16, or float32.")
+    if config.train.shard and processes == 1:
+        raise InputError(
+            "shard spreads the weights over several processes, and there is one. Start them with "
+            "torchrun (docs/scaling.md), or leave out --shard."
+        )
 
 
 def check_shares(config: RunConfig, processes: int) -> None:

@@ -273,6 +273,9 @@ class Trackers:
         try:
             call(*args, **options)
         except Exception as error:
+            if link.local and isinstance(error, OSError):  # Of itself it does not say where.
+                place = str(self._out / link.name)
+                raise OSError(error.errno, error.strerror or str(error), place) from error
             if link.local:
                 raise
             if not link.missed:

@@ -12,9 +12,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ccsnet import checkpoint as ckpt
 from ccsnet.assemble import assemble
 from ccsnet.averaging import WeightAverage
 from ccsnet.checkpoint import BEST, LAST, Checkpoint, ClassInfo
@@ -26,18 +25,19 @@ from ccsnet.data.loading import (
     test_sides,
     training_batches,
 )
+from ccsnet.data.parallel import num_processors
 from ccsnet.evaluate import Evaluation, evaluate, evaluation_to_json
 from ccsnet.files import atomic_path
+from ccsnet.keeping import Checkpoints, Learner
 from ccsnet.memory import peak_memory
 from ccsnet.metrics import Metrics
 from ccsnet.optim import create_optimizer, set_lr
-from ccsnet.optimizer_state import restore_state, state_tensors
 from ccsnet.parallel import Processes, gradients_kept_back
 from ccsnet.pictures import MAX_PICTURES, validation_pictures
 from ccsnet.precision import Autocast, in_memory_order
 from ccsnet.preflight import (
     check_compiler,
-    check_shares,
+    check_settings,
 )
 from ccsnet.progress import Reporter, Silent
 from ccsnet.run_folder import (
@@ -50,11 +50,10 @@ from ccsnet.run_folder import (
     locked,
     newest,
     older_name,
-    prune,
     prune_worst,
-    put_by,
 )
 from ccsnet.runlog import RunLog, bottleneck_note
+from ccsnet.sharding import shard, whole
 from ccsnet.stopping import (
     INTERRUPTED_STATUS,
     StopRequest,
@@ -142,7 +141,7 @@ class _Run:
         stack: contextlib.ExitStack,
     ) -> None:
         self.processes = Processes(cpu=config.train.cpu, timeout=config.train.timeout)
-        check_shares(config, self.processes.num)
+        check_settings(config, self.processes.num)
         self.is_main, self.signals, self.out = self.processes.is_main, signals, out
         self.reporter = reporter = reporter if self.is_main else Silent()
         if self.is_main:
@@ -167,13 +166,19 @@ class _Run:
         # fp16 has no room for small gradients unless they are scaled up.
         fp16 = self.mode.precision == "fp16"
         self.scaler = torch.amp.GradScaler(self.processes.device.type, enabled=fp16)
+        if config.train.shard:
+            shard(self.model, self.optimizer)
+            if self.average is not None:
+                shard(self.average.model)
+        learner = Learner(self.model, self.optimizer, self.scaler, self.average)
+        self.checkpoints = Checkpoints(out, learner, config, self.info, self.processes)
         if start is not None:
-            self._restore(ckpt.training_tensors(start.path))
+            self.checkpoints.restore(start)
         network = Autocast(self.model, self.mode, self.processes.device)
         if config.train.compile:
             check_compiler(self.processes.device)
             network = torch.compile(network)
-        self.network = self.processes.copied(network)  # pyright: ignore[reportArgumentType]
+        self.network: nn.Module = network if config.train.shard else self.processes.copied(network)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
 
         self.miou = None if start is None else start.miou  # Of the weights as they are.
         self.best: float = -math.inf
@@ -184,7 +189,6 @@ class _Run:
         self.num_images = len(self.spec.pairs(self.root, config.data.train_split))
         self.log = None
         if self.is_main:
-            _write_text(out / CONFIG_FILE, to_json(config))
             log = self.log = RunLog(
                 out,
                 resume_at=self.step,
@@ -193,10 +197,12 @@ class _Run:
                 note=reporter.note,
             )
             stack.callback(lambda: log.close(finished=self.finished))
+            # Now the folder holds a run: a tracker that refuses leaves it free.
+            _write_text(out / CONFIG_FILE, to_json(config))
         stack.callback(reporter.end)
         self.seconds = self.log.seconds if self.log else 0.0
         self.waits: deque[tuple[float, float]] = deque(maxlen=WAITS_LOOKED_AT)
-        self.tick = self.saved_at = time.perf_counter()
+        self.tick = time.perf_counter()
         if self.processes.num > 1:
             signals.hold()  # What one hears, all must hear before any of them stops.
 
@@ -213,19 +219,6 @@ class _Run:
         for trouble in troubles:
             self.reporter.note(f"Going on from an older checkpoint: {trouble}")
         return start
-
-    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `save` keeps beside the weights to predict with."""
-        parts: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition("/")
-            parts.setdefault(part, {})[rest] = tensor
-        restore_state(self.optimizer, parts.get("optimizer", {}))
-        if "model" in parts:
-            self.model.load_state_dict(parts["model"])
-        if "scaler" in parts and self.scaler.is_enabled():
-            state = {name: value.item() for name, value in parts["scaler"].items()}
-            self.scaler.load_state_dict({**self.scaler.state_dict(), **state})
 
     def go(self) -> None:
         """The loop.
@@ -323,7 +316,7 @@ class _Run:
         if every is not None:
             due = (self.step + 1) % every == 0
         else:
-            due = self.is_main and time.perf_counter() - self.saved_at > SAVE_SECONDS
+            due = self.is_main and time.perf_counter() - self.checkpoints.saved_at > SAVE_SECONDS
         if self.processes.num == 1:
             return counts, None, due
         # One message for all of it: it costs every step its time.
@@ -359,7 +352,8 @@ class _Run:
                 memory_gib=round(memory, 3),
             )
         if self.waits.maxlen is not None and len(self.waits) == self.waits.maxlen:
-            note = bottleneck_note(share, self.config.data.num_workers)
+            cores = max(num_processors() // self.processes.num_here, 1)
+            note = bottleneck_note(share, self.config.data.num_workers, cores)
             if note is not None:
                 self.reporter.note(note)
                 self.waits = deque(self.waits, maxlen=None)  # Said once.
@@ -404,7 +398,7 @@ class _Run:
             self.save(BEST)
             if self.is_main:
                 _write_text(self.out / BEST_FILE, evaluation_to_json(evaluation, self.step))
-        elif self.is_main and is_among_best(self.out, self.miou, keep):
+        elif self.processes.main_says(lambda: is_among_best(self.out, metrics.miou, keep)):
             self.save(older_name(BEST, self.step))
         if self.is_main:
             prune_worst(self.out, keep)
@@ -427,19 +421,20 @@ class _Run:
             if self.log is not None and len(shown) < MAX_PICTURES:
                 shown.append((sample, prediction))
 
-        measured = evaluate(
-            self.model if self.average is None else self.average.model,
-            samples,
-            self.spec.classes,
-            ignore_index=self.spec.ignore_index,
-            batch_size=self.config.train.validate_batch_size,
-            window=self.spec.window,
-            per_image=True,
-            progress=self.reporter.advance,
-            watch=watch,
-            processes=self.processes,
-            stop=lambda: self.signals.asked != 0,
-        )
+        with whole(self.checkpoints.evaluated):
+            measured = evaluate(
+                self.checkpoints.evaluated,
+                samples,
+                self.spec.classes,
+                ignore_index=self.spec.ignore_index,
+                batch_size=self.config.train.validate_batch_size,
+                window=self.spec.window,
+                per_image=True,
+                progress=self.reporter.advance,
+                watch=watch,
+                processes=self.processes,
+                stop=lambda: self.signals.asked != 0,
+            )
         request = self._agreed_request()
         if request is not None:
             raise request
@@ -449,36 +444,14 @@ class _Run:
         return measured
 
     def save(self, name: str) -> None:
-        """Write a checkpoint; the last also holds what resuming needs."""
-        if not self.is_main:
-            return
-        keep = self.config.train.keep_last if name == LAST else self.config.train.keep_best
-        ckpt.save_checkpoint(
-            self.out / name,
-            self.model if self.average is None else self.average.model,
-            self.config,
-            self.info,
+        """Write a checkpoint."""
+        self.checkpoints.save(
+            name,
             step=self.step,
             miou=self.miou,
             best_miou=self.best if math.isfinite(self.best) else None,
             best_step=self.best_step,
-            training=self._training_tensors() if name == LAST else None,
-            before_replacing=(lambda: put_by(self.out, name, self.step)) if keep > 1 else None,
         )
-        if name == LAST:
-            prune(self.out, LAST, keep)
-            self.saved_at = time.perf_counter()
-
-    def _training_tensors(self) -> dict[str, Tensor]:
-        """What going on needs beside the weights to predict with, and the step."""
-        parts: dict[str, Mapping[str, Tensor]] = {"optimizer": state_tensors(self.optimizer)}
-        if self.average is not None:
-            parts["model"] = self.model.state_dict()
-        if self.scaler.is_enabled():
-            state = self.scaler.state_dict()
-            numbers = {"scale": state["scale"], "_growth_tracker": state["_growth_tracker"]}
-            parts["scaler"] = {name: torch.tensor(value) for name, value in numbers.items()}
-        return {f"{part}/{name}": t for part, some in parts.items() for name, t in some.items()}
 
     def stop(self) -> str:
         """Save before the end; returns what to tell the user."""

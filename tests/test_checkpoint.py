@@ -13,6 +13,7 @@ from ccsnet import checkpoint as ckpt
 from ccsnet.checkpoint import BEST, LAST, ClassInfo, find_checkpoint, load_model, read_checkpoint
 from ccsnet.errors import InputError
 from ccsnet.optim import create_optimizer
+from ccsnet.optimizer_state import restore_state, state_tensors
 from ccsnet.preflight import check_classes
 from ccsnet.segmenter import create_segmenter
 from ccsnet.train import train
@@ -28,7 +29,7 @@ def saved(tmp_path):
     model = create_segmenter(tiny_model(), num_classes=3)
     path = tmp_path / "run" / LAST
     config = tiny_config(Path("shapes"))
-    ckpt.save_checkpoint(path, model, config, INFO, step=7, miou=0.5, best_miou=0.625)
+    ckpt.save_checkpoint(path, model.state_dict(), config, INFO, step=7, miou=0.5, best_miou=0.625)
     return path, model
 
 
@@ -52,10 +53,10 @@ def test_the_optimizer_survives(saved, tmp_path):
     model(torch.zeros(2, 3, 64, 64)).logits.square().sum().backward()
     optimizer.step()
     path = tmp_path / "with.safetensors"
-    training = ckpt.optimizer_tensors(optimizer)
-    ckpt.save_checkpoint(path, model, config, INFO, step=1, training=training)
+    training = state_tensors(optimizer)
+    ckpt.save_checkpoint(path, model.state_dict(), config, INFO, step=1, training=training)
     fresh = create_optimizer(model, config.optim)
-    ckpt.restore_optimizer(fresh, ckpt.training_tensors(path))
+    restore_state(fresh, ckpt.training_tensors(path))
     before, after = optimizer.state_dict(), fresh.state_dict()
     assert after["param_groups"] == before["param_groups"]
     assert after["state"].keys() == before["state"].keys()
@@ -69,7 +70,7 @@ def test_weights_alone_cannot_be_resumed_from(saved):
     path, model = saved
     optimizer = create_optimizer(model, tiny_config(Path("shapes")).optim)
     with pytest.raises(InputError, match="holds weights alone"):
-        ckpt.restore_optimizer(optimizer, ckpt.training_tensors(path))
+        restore_state(optimizer, ckpt.training_tensors(path))
 
 
 def test_a_full_disk_leaves_the_old_file(saved, monkeypatch):
@@ -82,7 +83,7 @@ def test_a_full_disk_leaves_the_old_file(saved, monkeypatch):
 
     monkeypatch.setattr(ckpt, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
-        ckpt.save_checkpoint(path, model, tiny_config(Path("shapes")), INFO, step=8)
+        ckpt.save_checkpoint(path, model.state_dict(), tiny_config(Path("shapes")), INFO, step=8)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == [LAST]
 

@@ -79,7 +79,7 @@ def test_train_evaluate_predict(call, data, tmp_path):
     status, printed, err = train(call, data, out)
     assert (status, err) == (0, "")
     assert "Best validation mIoU" in printed
-    assert f"settings are in {out}" in printed
+    assert f"settings and report.html are in {out}" in printed
     miou = read_checkpoint(out).miou
 
     figures = tmp_path / "figures" / "all.json"

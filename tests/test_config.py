@@ -59,13 +59,25 @@ READ_BY = {
     "train.validate_every": "config.py",
     "train.validate_batch_size": "train.py",
     "train.seed": "train.py",
-    "train.precision": "train.py",
-    "train.channels_last": "train.py",
-    "train.grad_checkpointing": "train.py",
+    "train.precision": "preflight.py",
+    "train.channels_last": "preflight.py",
+    "train.grad_checkpointing": "assemble.py",
     "train.compile": "train.py",
-    "train.class_weights": "train.py",
-    "train.coarse_weight": "train.py",
+    "train.class_weights": "assemble.py",
+    "train.coarse_weight": "assemble.py",
+    "train.patience": "train.py",
+    "train.save_every": "train.py",
+    "train.keep_last": "keeping.py",
+    "train.keep_best": "keeping.py",
+    "train.ema": "train.py",
+    "train.batch_norm": "assemble.py",
+    "train.loss": "assemble.py",
+    "train.coarse_loss": "assemble.py",
     "train.cpu": "train.py",
+    "train.shard": "train.py",
+    "train.timeout": "train.py",
+    "train.trackers": "train.py",
+    "optim.schedule": "optim.py",
 }
 
 
@@ -107,7 +119,7 @@ def test_every_setting_is_read():
 
 def test_a_whole_run_has_few_settings():
     # What published recipes differ in must be one of them; what only developers turn must not.
-    assert len(leaves(RunConfig)) <= 60
+    assert len(leaves(RunConfig)) <= 64
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -144,7 +156,11 @@ def test_unknown_recipe():
 
 
 @pytest.mark.parametrize(
-    "name", ["steps", "batch_size", "accumulate", "validate_batch_size", "validate_every"]
+    "name",
+    [
+        *("steps", "batch_size", "accumulate", "validate_batch_size", "validate_every"),
+        *("patience", "save_every", "keep_last", "keep_best"),
+    ],
 )
 def test_numbers_below_one(name):
     with pytest.raises(InputError, match=f"{name} is 0; it must be at least 1"):
@@ -154,6 +170,17 @@ def test_numbers_below_one(name):
 def test_batch_that_does_not_divide():
     with pytest.raises(InputError, match=r"batch_size is 16 .* multiple of 3"):
         TrainConfig(batch_size=16, accumulate=3)
+
+
+@pytest.mark.parametrize("ema", [0.0, 1.0, -0.5, 9.0])
+def test_an_average_that_is_none(ema):
+    with pytest.raises(InputError, match=r"ema is .* above 0 and below 1"):
+        TrainConfig(ema=ema)
+
+
+def test_no_time_to_answer():
+    with pytest.raises(InputError, match=r"timeout is 0\.0 seconds"):
+        TrainConfig(timeout=0.0)
 
 
 def test_validation_interval():

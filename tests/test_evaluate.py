@@ -10,8 +10,14 @@ from PIL import Image
 from ccsnet.checkpoint import load_model, read_checkpoint
 from ccsnet.data.loading import evaluation_samples, open_dataset
 from ccsnet.errors import InputError
-from ccsnet.evaluate import evaluate, labelled_split
-from ccsnet.metrics import ConfusionMatrix, Metrics
+from ccsnet.evaluate import (
+    evaluate,
+    evaluation_from_json,
+    evaluation_to_json,
+    labelled_split,
+)
+from ccsnet.metrics import ConfusionMatrix
+from ccsnet.parallel import Processes
 from ccsnet.upsample import upsample_argmax
 
 
@@ -80,16 +86,56 @@ def test_the_model_is_put_back(trained):
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
+class Twins(Processes):
+    """Two processes that have the same samples."""
+
+    def __init__(self) -> None:
+        super().__init__(cpu=True)
+        self.num = 2
+
+    def sum(self, tensor):
+        return 2 * tensor
+
+    def gather(self, items):
+        return [*items, *items]
+
+
 def test_processes_add_up(trained):
     """What each process counts is summed; here both count the same."""
     model, spec, samples = trained
-    alone = evaluate(model, samples(), spec.classes).metrics
-    both = evaluate(model, samples(), spec.classes, reduce=lambda counts: 2 * counts).metrics
-    assert both.images == 2 * alone.images
-    assert (both.confusion == 2 * alone.confusion).all()
-    nothing = evaluate(model, [], spec.classes, reduce=lambda counts: counts).metrics
-    assert isinstance(nothing, Metrics)
+    alone = evaluate(model, samples(), spec.classes, per_image=True)
+    both = evaluate(model, samples(), spec.classes, per_image=True, processes=Twins())
+    assert both.metrics.images == 2 * alone.metrics.images
+    assert (both.metrics.confusion == 2 * alone.metrics.confusion).all()
+    assert both.per_image == [row for row in alone.per_image for _ in range(2)]
+    nothing = evaluate(model, [], spec.classes, processes=Twins()).metrics
     assert nothing.confusion.sum() == nothing.images == 0
+
+
+def test_it_can_be_stopped(trained):
+    model, spec, samples = trained
+    seen = []
+    found = evaluate(
+        model,
+        samples(),
+        spec.classes,
+        batch_size=1,
+        watch=lambda sample, label: seen.append((sample.name, tuple(label.shape), sample.size)),
+        stop=lambda: len(seen) == 2,
+    )
+    assert found.metrics.images == len(seen) == 2
+    assert all(shape == size for _, shape, size in seen)
+
+
+def test_what_was_measured_is_stored(trained):
+    model, spec, samples = trained
+    found = evaluate(model, samples(), spec.classes, per_image=True)
+    again = evaluation_from_json(evaluation_to_json(found, 7), "best.json")
+    assert again.metrics.to_dict() == found.metrics.to_dict()
+    assert again.per_image == found.per_image
+    for text in ("", "[]", "{}", '{"iou": {}, "confusion": 3}'):
+        with pytest.raises(InputError, match=r"best\.json does not hold the figures"):
+            evaluation_from_json(text, "best.json")
 
 
 # Windows
@@ -246,7 +292,9 @@ def test_a_model_of_cityscapes_on_its_nights(tmp_path, monkeypatch, capsys):
     config = tiny_config(tmp_path / "cityscapes")
     config = replace(config, data=replace(config.data, dataset="cityscapes", short_side=64))
     model = create_segmenter(config.model, num_classes=19)
-    save_checkpoint(tmp_path / "best.safetensors", model, config, ClassInfo.of(SPEC), step=1)
+    save_checkpoint(
+        tmp_path / "best.safetensors", model.state_dict(), config, ClassInfo.of(SPEC), step=1
+    )
 
     call = ["evaluate", str(tmp_path / "best.safetensors"), "--batch-size", "1"]
     assert cli.run([*call, "--dataset", "dark_zurich", "--root", str(tmp_path / "dark")]) == 0

@@ -1,4 +1,6 @@
+import inspect
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from ccsnet.loss import (
     segmentation_loss,
     total_weight,
 )
-from ccsnet.plugins import plugin_names
+from ccsnet.plugins import find_plugin, plugin_names
 
 
 def naive(logits: np.ndarray, label: np.ndarray, ignore_index: int) -> float:
@@ -377,3 +379,29 @@ def test_total_weight_is_cross_entropy_s_count():
     assert total_weight(label, 255, weights).item() == pytest.approx(expected)
     loss = SegmentationLoss(class_weights=weights)
     assert loss.counts(label)[0].item() == pytest.approx(expected)
+
+
+# The document
+
+DOCUMENT = (Path(__file__).parents[1] / "docs" / "losses.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", plugin_names("ccsnet.losses"))
+def test_the_document_tells_options_and_defaults(name):
+    (row,) = re.findall(rf"^\| `{name}` \|.*$", DOCUMENT, re.MULTILINE)
+    options = inspect.signature(find_plugin("ccsnet.losses", name, "build")).parameters
+    for option in options.values():
+        assert f"`{option.name}={option.default:g}`" in row
+
+
+def test_the_document_s_examples_work(tmp_path, monkeypatch):
+    texts, own = re.findall(r"^```(?:python)?\n(.*?)```", DOCUMENT, re.DOTALL | re.MULTILINE)
+    (tmp_path / "my_documented.py").write_text(own)
+    monkeypatch.syspath_prepend(tmp_path)
+    for line in texts.splitlines()[:-1]:
+        parse_loss(re.split(r"  +", line)[0])
+    logits, label = example(12)
+    value = SegmentationLoss("my_documented:Brier")(Output(logits), label)["final"].item()
+    truth = F.one_hot(label.where(label != 255, 0), 3).movedim(-1, 1)
+    squares = ((logits.softmax(1) - truth) ** 2).sum(1)
+    assert value == pytest.approx(squares[label != 255].mean().item())

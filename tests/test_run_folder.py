@@ -39,7 +39,9 @@ def save(tmp_path, model):
         info = ClassInfo(dataset="shapes", classes=CLASSES, colours=COLOURS)
         path = tmp_path / name
         config = tiny_config(Path("shapes"))
-        ckpt.save_checkpoint(path, model, config, info, step=step, miou=miou, best_miou=miou)
+        ckpt.save_checkpoint(
+            path, model.state_dict(), config, info, step=step, miou=miou, best_miou=miou
+        )
         return path
 
     return write
@@ -194,4 +196,6 @@ def write_one(out: Path, step: int) -> None:
     put = lambda: put_by(out, LAST, step)  # noqa: E731
     config = tiny_config(Path("shapes"))
     config = replace(config, train=replace(config.train, steps=9))
-    ckpt.save_checkpoint(out / LAST, model, config, info, step=step, before_replacing=put)
+    ckpt.save_checkpoint(
+        out / LAST, model.state_dict(), config, info, step=step, before_replacing=put
+    )

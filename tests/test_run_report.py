@@ -201,9 +201,9 @@ def test_images_of_any_bands(tmp_path, show, bands):
         image = np.random.default_rng(0).integers(0, 4000, (*size, bands)).astype(np.uint16)
         tifffile.imwrite(
             data / "images" / "val" / f"{path.stem}.tif",
-            image,
+            image if bands > 1 else image[..., 0],
             photometric="minisblack",
-            planarconfig="contig",
+            planarconfig="contig" if bands > 1 else None,
         )
     section, guess = show(data, ranked("0", "1"))
     assert [shape[2] for shape in guess.seen] == [bands, bands]

@@ -141,7 +141,7 @@ def _usable_pairs(report: CheckReport, split: str) -> list[Pair]:
         for part in spec.parts(split):
             try:
                 found = part.find(root)
-            except InputError:
+            except (InputError, FileNotFoundError):  # In shards there are no lists of files.
                 problem("wrong list", str(error))
                 continue
             if not found:

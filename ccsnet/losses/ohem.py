@@ -57,10 +57,9 @@ class HardPixels:
         """Sum over images of their means."""
         losses = pixel_losses(logits, label, ignore_index)
         with torch.no_grad():
-            valid = label != ignore_index
-            pairs = zip(losses, valid, strict=True)
-            cuts = torch.stack([self._cut(loss[mask]) for loss, mask in pairs])
-            kept = valid & (losses >= cuts[:, None, None])
+            images = zip(losses, label != ignore_index, strict=True)
+            cuts = torch.stack([self._cut(of_image[valid]) for of_image, valid in images])
+            kept = losses >= cuts[:, None, None]  # Ignored pixels may be: they weigh 0.
             weights = pixel_weights(label, ignore_index, class_weights).where(kept, 0).to(losses)
             weights /= weights.sum((1, 2), keepdim=True).clamp(min=SMALLEST)
         return (losses * weights).sum()

@@ -1,0 +1,112 @@
+"""Which of the processes was lost, when the others wait for it in vain."""
+
+import contextlib
+import os
+import re
+import socket
+import threading
+import time
+
+import torch.distributed as dist
+
+ROLL_CALL = 3.0
+"""Seconds that the others are given to say that they are there.
+
+They notice a lost one nearly together: all of them wait for it, each from its own last message on.
+"""
+
+# Source: what gloo, NCCL and torch's store say; none of them raises a type of its own.
+_HANGS = re.compile(r"Timed out waiting|timed out after|[Tt]imeout|wait timeout", re.ASCII)
+_ENDED = re.compile(r"closed by peer|Connection reset|Broken pipe|remote process exited|recvValue")
+_WHOSE = re.compile(r"gloo|NCCL|nccl|TCPStore|ProcessGroup|[Ss]ocket")
+_AFTER = re.compile(r"(\d+) ?(?:ms|milliseconds)")
+
+
+def sign_in() -> None:
+    """Leave word where this process runs, for `explain_timeout` in another."""
+    if _several():
+        _store().set(f"place/{dist.get_rank()}", f"{socket.gethostname()}, process {os.getpid()}")
+
+
+def explain_timeout(error: BaseException) -> str | None:
+    """What a user should know of an error that a lost process has caused in this one.
+
+    The others are asked for first, through the store by which they have found each other; those
+    that do not answer are named. The store lives with torchrun, or in the first process.
+
+    Returns:
+        None if the error is of another kind.
+    """
+    text = str(error)
+    hangs, ended = bool(_HANGS.search(text)), bool(_ENDED.search(text))
+    known = isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and _WHOSE.search(text)
+    )
+    if not (known and (hangs or ended) and _several()):
+        return None
+    lost = _lost()
+    after = _AFTER.search(text)
+    seconds = f" for {int(after[1]) / 1000:g} seconds" if after and not ended else ""
+    if lost is None:
+        who, does = "A process (of the first, nothing is heard either)", "has not answered"
+    elif not lost:
+        who, does = "No process is lost, but one was slower than the others", "wait"
+    else:
+        who = " and ".join(f"process {rank} of {dist.get_world_size()}{at}" for rank, at in lost)
+        who, does = who[0].upper() + who[1:], "has ended" if ended else "has not answered"
+    if lost == []:
+        return (
+            f"{who} {does}{seconds}. Where that is right (a long validation, a slow disk), set a "
+            "longer --timeout, and go on with --resume auto."
+        )
+    advice = (
+        "What it said last, or its scheduler, tells why."
+        if ended
+        else "It hangs, or its machine or the network does; if it only was slow, set a longer "
+        "--timeout."
+    )
+    return (
+        f"{who} {does}{seconds}, and the run cannot go on without it. {advice} "
+        "Nothing that was saved is lost: start all of them again with --resume auto."
+    )
+
+
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _store() -> dist.Store:
+    """By which the processes have found each other."""
+    store = dist.distributed_c10d._get_default_store()
+    return dist.PrefixStore("ccsnet", store)
+
+
+def _lost() -> list[tuple[int, str]] | None:
+    """Who does not answer, and where it ran; None if the store does not either."""
+    found: list[list[tuple[int, str]]] = []
+
+    def call() -> None:
+        with contextlib.suppress(RuntimeError):
+            found.append(_roll_call())
+
+    # A store in a process that hangs would keep this one waiting as well.
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(2 * ROLL_CALL)
+    return found[0] if found else None
+
+
+def _roll_call() -> list[tuple[int, str]]:
+    store = _store()
+    store.set(f"here/{dist.get_rank()}", "")
+    silent = set(range(dist.get_world_size()))
+    until = time.monotonic() + ROLL_CALL
+    while silent and time.monotonic() < until:
+        silent = {rank for rank in silent if not store.check([f"here/{rank}"])}
+        time.sleep(0.1)
+    return [(rank, _place(store, rank)) for rank in sorted(silent)]
+
+
+def _place(store: dist.Store, rank: int) -> str:
+    key = f"place/{rank}"
+    return f" ({store.get(key).decode()})" if store.check([key]) else ""
