@@ -21,7 +21,7 @@ LISTED = ("backbones", "datasets", "heads", "losses", "optimizers", "recipes")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 2 a mistake in what was given, 130 stopped by Ctrl-C."""
+    """Run a command and exit: 0 done, 2 a mistake in what was given, 130 Ctrl-C, 75 resume it."""
     sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
 
 
@@ -55,7 +55,7 @@ def run(arguments: list[str]) -> int:
             raise
         rank = os.environ.get("RANK", "0")  # Of several processes that train together.
         print(f"error{'' if rank == '0' else f' in process {rank}'}: {error}", file=sys.stderr)
-        return 2
+        return 75 if isinstance(error, ConnectionError) else 2  # Another process was lost.
 
 
 def _usage() -> str:

@@ -12,6 +12,8 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ccsnet.processes import sign_in
+
 
 class Processes:
     """This process among those that were started with it, by torchrun or accelerate.
@@ -36,6 +38,7 @@ class Processes:
         assert self._state.device is not None, "accelerate chooses one"
         self.device: torch.device = self._state.device
         self.is_main: bool = self._state.is_main_process
+        sign_in()
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of every process's tensor, in all of them."""

@@ -9,11 +9,13 @@ import time
 
 import torch.distributed as dist
 
-ROLL_CALL = 3.0
-"""Seconds that the others are given to say that they are there.
+ROLL_CALL_SECONDS = 3.0
+"""How long the others are given to say that they are there.
 
-They notice a lost one nearly together: all of them wait for it, each from its own last message on.
+They notice one that hangs nearly together: all of them wait for it, each from its last message on.
 """
+ROLL_CALL_OF_ENDED = 1.0
+"""The same where one has ended: that is noticed at once, and launchers soon end the others."""
 
 # Source: what gloo, NCCL and torch's store say; none of them raises a type of its own.
 _HANGS = re.compile(r"Timed out waiting|timed out after|[Tt]imeout|wait timeout", re.ASCII)
@@ -44,30 +46,30 @@ def explain_timeout(error: BaseException) -> str | None:
     )
     if not (known and (hangs or ended) and _several()):
         return None
-    lost = _lost()
+    lost = _lost(ROLL_CALL_OF_ENDED if ended else ROLL_CALL_SECONDS)
     after = _AFTER.search(text)
-    seconds = f" for {int(after[1]) / 1000:g} seconds" if after and not ended else ""
-    if lost is None:
-        who, does = "A process (of the first, nothing is heard either)", "has not answered"
-    elif not lost:
-        who, does = "No process is lost, but one was slower than the others", "wait"
-    else:
-        who = " and ".join(f"process {rank} of {dist.get_world_size()}{at}" for rank, at in lost)
-        who, does = who[0].upper() + who[1:], "has ended" if ended else "has not answered"
+    waited = f" for {int(after[1]) / 1000:g} seconds" if after and hangs else ""
     if lost == []:
         return (
-            f"{who} {does}{seconds}. Where that is right (a long validation, a slow disk), set a "
-            "longer --timeout, and go on with --resume auto."
+            f"One process was slower than the others wait{waited}; all of them are there. Where "
+            "that is right (a long validation, a slow disk), set a longer --timeout, and go on "
+            "with --resume auto."
         )
-    advice = (
-        "What it said last, or its scheduler, tells why."
-        if ended
-        else "It hangs, or its machine or the network does; if it only was slow, set a longer "
-        "--timeout."
-    )
+    if lost is None:
+        who = "Process 0, through which the others find each other, or the network to it"
+    else:
+        num = dist.get_world_size()
+        who = " and ".join(f"process {rank} of {num}{place}" for rank, place in lost)
+    if ended:
+        what = f"{who} has ended; what it said last, or its scheduler, tells why"
+    else:
+        what = (
+            f"{who} has not answered{waited}: it hangs, or its machine or the network does. If it "
+            "only was slow, set a longer --timeout"
+        )
     return (
-        f"{who} {does}{seconds}, and the run cannot go on without it. {advice} "
-        "Nothing that was saved is lost: start all of them again with --resume auto."
+        f"{what[0].upper()}{what[1:]}. The run cannot go on without it. Nothing that was saved is "
+        "lost: start all of them again with --resume auto."
     )
 
 
@@ -81,26 +83,26 @@ def _store() -> dist.Store:
     return dist.PrefixStore("ccsnet", store)
 
 
-def _lost() -> list[tuple[int, str]] | None:
+def _lost(seconds: float) -> list[tuple[int, str]] | None:
     """Who does not answer, and where it ran; None if the store does not either."""
     found: list[list[tuple[int, str]]] = []
 
     def call() -> None:
         with contextlib.suppress(RuntimeError):
-            found.append(_roll_call())
+            found.append(_roll_call(seconds))
 
     # A store in a process that hangs would keep this one waiting as well.
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
-    thread.join(2 * ROLL_CALL)
+    thread.join(seconds + 2)
     return found[0] if found else None
 
 
-def _roll_call() -> list[tuple[int, str]]:
+def _roll_call(seconds: float) -> list[tuple[int, str]]:
     store = _store()
     store.set(f"here/{dist.get_rank()}", "")
     silent = set(range(dist.get_world_size()))
-    until = time.monotonic() + ROLL_CALL
+    until = time.monotonic() + seconds
     while silent and time.monotonic() < until:
         silent = {rank for rank in silent if not store.check([f"here/{rank}"])}
         time.sleep(0.1)

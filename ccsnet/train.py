@@ -39,6 +39,7 @@ from ccsnet.preflight import (
     check_compiler,
     check_settings,
 )
+from ccsnet.processes import explain_timeout
 from ccsnet.progress import Reporter, Silent
 from ccsnet.run_folder import (
     BEST_FILE,
@@ -114,18 +115,30 @@ def train(
         FileNotFoundError: Data, weights or the checkpoint to resume from are missing.
         FloatingPointError: The loss is not a number.
         OSError: The disk is full.
+        ConnectionError: Another process of the run was lost, or did not answer in time.
         Interrupted: Ctrl-C, SIGTERM or SIGUSR1; the last checkpoint is written.
     """
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
-        run = _Run(config, out, resume, reporter or Silent(), signals, stack)
+        try:
+            run = _Run(config, out, resume, reporter or Silent(), signals, stack)
+        except RuntimeError as error:
+            raise _explained(error) from error
         try:
             run.go()
         except KeyboardInterrupt as request:
             signals.ignore()
             status = getattr(request, "status", INTERRUPTED_STATUS)
             raise Interrupted(run.stop(), status) from None
+        except RuntimeError as error:
+            raise _explained(error) from error
         return run.finish()
+
+
+def _explained(error: RuntimeError) -> Exception:
+    """The error, or what is behind it: another process that was lost."""
+    text = explain_timeout(error)
+    return error if text is None else ConnectionError(text)
 
 
 class _Run:

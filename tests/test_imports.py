@@ -14,7 +14,7 @@ PACKAGE = Path(ccsnet.__file__).parent
 # From low to high; a module imports only what is lower, or its own level. What a folder's name
 # starts stands for all of the folder.
 LEVELS = (
-    ("__init__", "arguments", "errors", "files", "memory", "progress", "stopping"),
+    ("__init__", "arguments", "errors", "files", "memory", "processes", "progress", "stopping"),
     ("plugins",),
     ("datasets",),
     ("backbones", "heads", "losses", "draw", "upsample"),

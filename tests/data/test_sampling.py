@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import os
 
@@ -272,7 +273,8 @@ def test_weighted_terms():
 def step(shapes, out, accumulate, class_weights):
     """A step of plain gradient descent in evaluation mode: no batch statistics, no dropout."""
     config = tiny_config(shapes, batch_size=4, accumulate=accumulate, class_weights=class_weights)
-    run = training._Run(config, out, False, Silent())
+    stack = contextlib.ExitStack()
+    run = training._Run(config, out, False, Silent(), StopSignals(), stack)
     run.model.eval()
     run.optimizer = torch.optim.SGD(run.model.parameters(), lr=1.0)
     run.optimizer.param_groups[0]["peak_lr"] = 1.0
@@ -282,7 +284,7 @@ def step(shapes, out, accumulate, class_weights):
     label[0, :20] = 255
     label[1] = 1
     run.optimize(Batch(image, label, list("abcd")))
-    run.close()
+    stack.close()
     return _losses(out)[0], {name: p.detach() for name, p in run.model.named_parameters()}
 
 
