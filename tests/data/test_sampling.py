@@ -28,6 +28,7 @@ from ccsnet.errors import InputError
 from ccsnet.heads._base import Output
 from ccsnet.loss import cross_entropy, segmentation_loss
 from ccsnet.progress import Silent
+from ccsnet.stopping import StopSignals
 from ccsnet.train import Interrupted, train
 from tests.shapes import make_shapes, tiny_config
 
