@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -70,6 +71,8 @@ class Processes:
         """The network with its gradients averaged over all processes."""
         if self.num == 1:
             return network
+        # Of 1x1 kernels torch cannot tell the two memory orders apart, and warns; nothing is slower.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         device_ids = [self.device] if self.device.type == "cuda" else None
         # Buffers are equal already: every batch norm sees the whole batch.
         return DistributedDataParallel(

@@ -125,15 +125,14 @@ def _ended(command: Sequence[str], env: Mapping[str, str]) -> Iterator[subproces
         text=True,
         start_new_session=True,
     )
-    workers: set[int] = set()
     try:
         yield process
     finally:
         # Workers of torchrun have sessions of their own: they are found while it still lives.
-        workers |= set(descendants(process.pid))
-        for pid in [process.pid, *workers]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        if process.poll() is None:
+            for pid in [process.pid, *descendants(process.pid)]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         process.communicate()
 
 
@@ -142,7 +141,7 @@ def descendants(pid: int) -> list[int]:
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            # The name, in brackets, may hold anything.
+            # Before the fields stands the name, in brackets; it may hold anything.
             parent = int(stat.read_text().rpartition(")")[2].split()[1])
             if parent == pid:
                 child = int(stat.parent.name)

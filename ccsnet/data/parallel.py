@@ -24,8 +24,11 @@ def num_processors() -> int:
 
 def start_worker(*_: int) -> None:
     """What a worker process does first; a DataLoader tells it its number."""
-    # Ctrl-C reaches every process of a terminal; the main one saves, then ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches every process of a terminal, a scheduler's warning every process of a job: the
+    # main one saves, then ends its workers. They also end when they find it gone.
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     cv2.setNumThreads(0)  # Workers are the parallelism; threads in each would compete.
 
 

@@ -97,7 +97,7 @@ def test_matrices_that_cannot_be_used(tmp_path):
 
 
 def test_packed_files(tmp_path):
-    (tmp_path / "a.ppm.gz").write_bytes(gzip.compress(b"content"))
+    (tmp_path / "a.ppm.gz").write_bytes(gzip.compress(b"content", mtime=0))
     (tmp_path / ".hidden.ppm.gz").write_bytes(b"none")
     step = Gunzip(sources="*.ppm.gz")
     assert take(step, tmp_path) == (1, 0)
@@ -107,7 +107,7 @@ def test_packed_files(tmp_path):
     assert take(step, tmp_path) == (1, 0)
 
 
-@pytest.mark.parametrize("content", [b"no gz", gzip.compress(b"content")[:-6]])
+@pytest.mark.parametrize("content", [b"no gz", gzip.compress(b"content", mtime=0)[:-6]])
 def test_damaged_packed_files(content, tmp_path):
     (tmp_path / "a.ppm.gz").write_bytes(content)
     with pytest.raises(InputError, match=r"a\.ppm\.gz is damaged or not whole"):
