@@ -56,7 +56,7 @@ def alone(shapes, tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("num", "options"),
     [
-        pytest.param(2, (), marks=pytest.mark.slow),
+        (2, ()),
         pytest.param(4, (), marks=pytest.mark.slow),
         pytest.param(2, ("--shard",), marks=pytest.mark.slow),
         pytest.param(2, ("--batch-norm", "frozen"), marks=pytest.mark.slow),

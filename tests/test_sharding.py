@@ -21,9 +21,9 @@ TOLERANCE = 1e-6
 VIT, CONV = "test_vit", "test_efficientnet"
 CASES = {
     "transformer, sgd": (VIT, "ccs", "sgd", {}),
-    "convolutions, adamw": (CONV, "ccs", "adamw", {}),
 }
 MORE_CASES = {
+    "convolutions, adamw": (CONV, "ccs", "adamw", {}),
     "transformer, adamw": (VIT, "ccs", "adamw", {"frozen_stages": 2}),
     **{head: (CONV, head, "sgd", {}) for head in ("segformer_mmseg", "smp.UPerNet", "smp.Unet")},
     "mit": ("mit_b0", "segformer", "adamw", {}),
