@@ -74,10 +74,7 @@ class Processes:
         # Of 1x1 kernels torch cannot tell the two memory orders apart, and warns; nothing is slower.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         device_ids = [self.device] if self.device.type == "cuda" else None
-        # Buffers are equal already: every batch norm sees the whole batch.
-        return DistributedDataParallel(
-            network, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        return DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True)
 
 
 @contextlib.contextmanager

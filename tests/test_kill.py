@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -190,3 +191,31 @@ def test_the_newest_checkpoint_is_damaged(shapes, straight, tmp_path):
     hopeless = subprocess.run(command(shapes, out), capture_output=True, text=True)
     assert hopeless.returncode == 2
     assert "No checkpoint can be resumed from." in hopeless.stderr
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills(shapes, straight, tmp_path):
+    """Files may not grow beyond what a checkpoint takes; later there is room again."""
+    out = tmp_path / "run"
+    kill_once = subprocess.Popen(command(shapes, out), stdout=subprocess.PIPE)
+    while steps_done(out) < 10:
+        time.sleep(0.001)
+        assert kill_once.poll() is None
+    kill_once.kill()
+    kill_once.communicate()
+    before = {path: path.read_bytes() for path in kept(out, LAST)}
+    limit = 200_000
+
+    def no_room() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    full = subprocess.run(
+        command(shapes, out), capture_output=True, text=True, preexec_fn=no_room, check=False
+    )
+    assert full.returncode == 2, full.stderr
+    assert "could not be written" in full.stderr
+    assert "Make room on the disk, then resume the run." in full.stderr
+    assert "Traceback" not in full.stderr
+    assert {path: path.read_bytes() for path in kept(out, LAST)} == before
+    subprocess.run(command(shapes, out), check=True, capture_output=True)
+    ends_alike(out, straight)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 # B images, N classes, C channels, (H, W) a fine grid, (h, w) a coarse one.
 
@@ -51,7 +52,7 @@ def conv_and_norm(
     return conv, nn.BatchNorm2d(out_channels)
 
 
-def norm_as_affine(norm: nn.BatchNorm2d) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
+def norm_as_affine(norm: _BatchNorm) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
     """Scale and shift that a batch norm amounts to in evaluation."""
     assert norm.running_mean is not None, "batch norms here keep statistics"
     assert norm.running_var is not None, "batch norms here keep statistics"
