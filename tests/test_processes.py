@@ -159,3 +159,24 @@ def test_a_process_that_hangs_ends_the_run(shapes, tmp_path, rank):
 )
 def test_other_errors_are_not_explained(error):
     assert explain_timeout(error) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("heard_by", [(0, 1), (1,)])
+def test_a_warning_that_some_processes_hear(shapes, tmp_path, heard_by):
+    """All of them save together, at one step, and the run goes on from there."""
+    expected = weights(train_in(2, shapes, tmp_path / "whole", *LONG))
+    out = tmp_path / "warned"
+    command = ["-m", "ccsnet", *arguments(shapes, out, *LONG, "--resume", "auto")]
+    with start(command, 2) as launcher:
+        wait_for_steps(launcher, out, 5)
+        for rank in heard_by:
+            os.kill(process_of(launcher, rank), signal.SIGUSR1)
+        said, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode != 0
+    assert "all is saved. Go on with: ccsnet train --resume" in said
+    assert 'Traceback (most recent call last):\n  File "/' not in said
+    ended = launch(command, 2, timeout=150)
+    assert ended.returncode == 0, ended.stderr
+    got = weights(out)
+    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())

@@ -344,3 +344,14 @@ def test_without_a_compiler(monkeypatch):
     monkeypatch.setattr(torch, "compile", fail)
     with pytest.raises(InputError, match=r"no working C\+\+ compiler\). It needs .* leave out"):
         check_compiler(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("order", [True, False])
+def test_the_memory_order_that_is_asked_for(shapes, tmp_path, order):
+    config = tiny_config(shapes, steps=1, channels_last=order)
+    train(config, tmp_path / "run")
+    model = load_model(read_checkpoint(tmp_path / "run"))
+    kernels = [p for p in model.backbone.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1]
+    assert kernels
+    for kernel in kernels:
+        assert kernel.is_contiguous(memory_format=torch.channels_last) == order
