@@ -22,7 +22,7 @@ def train(arguments: list[str]) -> int:
     """
     from ccsnet.checkpoint import LAST
     from ccsnet.metrics import percent
-    from ccsnet.parallel import is_main_process
+    from ccsnet.parallel import is_main_process, part
     from ccsnet.recipes import recipe
     from ccsnet.run_folder import kept, newest
     from ccsnet.run_report import write_run_report
@@ -54,11 +54,14 @@ def train(arguments: list[str]) -> int:
         result = start_training(
             config, out, resume="auto" if auto else resume, reporter=TerminalReporter(console)
         )
+        speaks = is_main_process()
     except Interrupted as stopped:
         if is_main_process():
             console.print(str(stopped), highlight=False, markup=False)
         return stopped.status
-    if is_main_process():
+    finally:
+        part()
+    if speaks:
         console.print(*metrics_table(result.metrics), sep="\n", highlight=False)
         report = write_run_report(out)
         console.print(

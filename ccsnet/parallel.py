@@ -71,7 +71,7 @@ class Processes:
         """The network with its gradients averaged over all processes."""
         if self.num == 1:
             return network
-        # Of 1x1 kernels torch cannot tell the two memory orders apart, and warns; nothing is slower.
+        # Of 1x1 kernels torch cannot tell the memory orders apart, and warns; nothing is slower.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         device_ids = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True)
@@ -89,3 +89,12 @@ def gradients_kept_back(network: nn.Module, *, last: bool) -> Iterator[None]:
 def is_main_process() -> bool:
     """Whether this process is the one that writes and speaks."""
     return PartialState().is_main_process
+
+
+def part() -> None:
+    """Let go of the other processes, at the end of the program.
+
+    Without it the interpreter may end while a thread still speaks to them, and is aborted.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
