@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from ccsnet.config import RunConfig
     from ccsnet.errors import InputError
     from ccsnet.heads.ccs import CCSHead
-    from ccsnet.predict import PredictConfig, Prediction, Predictor, load
+    from ccsnet.predict import Prediction, Predictor, load
+    from ccsnet.predict_config import PredictConfig
     from ccsnet.recipes import recipe
 
 __version__ = "0.1.0"
@@ -32,7 +33,7 @@ __all__ = [
 _HOMES = {
     "CCSHead": "ccsnet.heads.ccs",
     "InputError": "ccsnet.errors",
-    "PredictConfig": "ccsnet.predict",
+    "PredictConfig": "ccsnet.predict_config",
     "Prediction": "ccsnet.predict",
     "Predictor": "ccsnet.predict",
     "RunConfig": "ccsnet.config",

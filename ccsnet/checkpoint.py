@@ -146,7 +146,7 @@ def check_whole(path: Path) -> None:
     with _opened(path) as file:
         written = (file.metadata() or {}).get("crc32")
         found = _checksum({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    if written != str(found):
+    if written is not None and written != str(found):  # None: of an earlier version.
         raise InputError(
             f"{path} is damaged: its values are not those that were written. Copy it again, or use "
             "another checkpoint of the run."
@@ -223,7 +223,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
             step=state["step"],
             miou=state["miou"],
             best_miou=state["best_miou"],
-            best_step=state["best_step"],
+            best_step=state.get("best_step"),
         )
     except InputError:
         raise

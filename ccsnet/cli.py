@@ -1,6 +1,5 @@
 """The command line: a verb, its arguments, one call. Only this module and `terminal` print."""
 
-import dataclasses
 import inspect
 import os
 import sys
@@ -12,8 +11,12 @@ from typing import Any, Literal
 
 from ccsnet.arguments import parse, positional
 from ccsnet.cli_data import data
+from ccsnet.cli_export import export
+from ccsnet.cli_predict import evaluate, predict
+from ccsnet.cli_raster import raster
 from ccsnet.cli_runs import runs
 from ccsnet.cli_train import find_lr, train
+from ccsnet.cli_video import video
 from ccsnet.errors import InputError, unknown_name
 from ccsnet.memory import keep_freed_memory
 
@@ -67,172 +70,6 @@ def _usage() -> str:
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"warning: {message}", file=sys.stderr)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateArguments:
-    """How to evaluate."""
-
-    dataset: str | None = None
-    """Another data set with the same classes; none: the one that the run validated on."""
-    root: Path | None = None
-    """Its folder."""
-    split: str | None = None
-    """Which split; none: the run's validation split, or the only one with labels."""
-    window: int | None = None
-    """Side of overlapping square windows; none: as the data set is tested, mostly as a whole."""
-    overlap: float = 0.25
-    """Share of a window's side that neighbours have in common."""
-    batch_size: int = 8
-    """Images of equal size, or windows of one image, per forward pass."""
-    json: Path | None = None
-    """Also write all figures to this file."""
-
-
-def evaluate(arguments: list[str]) -> int:
-    """Measure a trained model: ccsnet evaluate RUN [--dataset D] [--split test] [...].
-
-    RUN is a run's folder (its best checkpoint) or a .safetensors file. Another data set must have
-    the same classes, as dark_zurich and nighttime_driving have those of cityscapes.
-    """
-    import json
-
-    from ccsnet.checkpoint import read_checkpoint
-    from ccsnet.data.loading import evaluation_samples, open_dataset
-    from ccsnet.evaluate import evaluate as measure
-    from ccsnet.evaluate import labelled_split
-    from ccsnet.files import atomic_path
-    from ccsnet.predict import PredictConfig, predictor_of
-    from ccsnet.preflight import check_classes
-    from ccsnet.sliding import stride_of
-    from ccsnet.terminal import TerminalReporter, make_console, metrics_table
-
-    run_name, arguments = positional(
-        "run", arguments, "evaluate", EvaluateArguments, evaluate.__doc__
-    )
-    options: EvaluateArguments = parse(
-        EvaluateArguments, "evaluate", arguments, description=evaluate.__doc__
-    )
-    checkpoint = read_checkpoint(run_name)
-    data = checkpoint.config.data
-    if options.dataset is not None:
-        data = dataclasses.replace(data, dataset=options.dataset, root=None)
-    if options.root is not None:
-        data = dataclasses.replace(data, root=options.root)
-    spec, root = open_dataset(data)
-    check_classes(checkpoint, spec)
-    window = spec.window
-    if options.window is not None:
-        asked = PredictConfig(window=options.window, overlap=options.overlap)
-        window = (options.window, stride_of(options.window, asked.overlap))
-    split = options.split or labelled_split(spec, data.val_split)
-    samples = evaluation_samples(spec, root, data, split, multiple=32 if window is None else 1)
-    console = make_console()
-    reporter = TerminalReporter(console)
-    if split != (options.split or data.val_split):
-        reporter.note(f"Measured on the split {split!r}, the only one of {spec.name} with labels.")
-    model = predictor_of(checkpoint).model
-    reporter.start("evaluating", len(samples))
-    metrics = measure(
-        model,
-        samples,
-        spec.classes,
-        ignore_index=spec.ignore_index,
-        batch_size=options.batch_size,
-        window=window,
-        progress=reporter.advance,
-    ).metrics
-    reporter.end()
-    console.print(*metrics_table(metrics), sep="\n", highlight=False)
-    if options.json is not None:
-        with atomic_path(options.json) as aside:
-            aside.write_text(json.dumps(metrics.to_dict(), indent=2) + "\n")
-    return 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictArguments:
-    """What to predict, and what to keep of it."""
-
-    out: Path = Path("predictions")
-    """Folder for the results; one folder inside for each kind."""
-    save: tuple[Literal["index", "color", "overlay"], ...] = ()
-    """index: class numbers as grey values; color: the same as a palette PNG; overlay. None: color,
-    unless --format is given."""
-    format: Literal["cityscapes", "ade20k", "loveda"] | None = None
-    """Write the numbers that this test server wants, as OUT/FORMAT/NAME-OF-IMAGE.png."""
-    window: int | None = None
-    """Side of overlapping square windows for large images; none: as the run is evaluated."""
-    overlap: float = 0.25
-    """Share of a window's side that neighbours have in common."""
-    batch_size: int = 4
-    """Windows per forward pass."""
-    overwrite: bool = False
-    """Replace results that are there already."""
-
-
-def predict(arguments: list[str]) -> int:
-    """Label images: ccsnet predict RUN IMAGES... [--save index color overlay] [--out DIR] [...].
-
-    IMAGES are files, folders, or patterns such as 'photos/*.jpg'.
-    """
-    from ccsnet.metrics import percent
-    from ccsnet.predict import PredictConfig, find_images, load, predict_files
-    from ccsnet.terminal import TerminalReporter, make_console, table
-
-    run_name, arguments = positional("run", arguments, "predict", PredictArguments, predict.__doc__)
-    cut = next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))
-    inputs, arguments = arguments[:cut], arguments[cut:]
-    options: PredictArguments = parse(
-        PredictArguments, "predict", arguments, description=predict.__doc__
-    )
-    if not inputs:
-        raise InputError(f"Which images? ccsnet predict {run_name} photo.jpg more/ 'dir/*.png'")
-    config = PredictConfig(
-        window=options.window, overlap=options.overlap, batch_size=options.batch_size
-    )
-    save = options.save or (("color",) if options.format is None else ())
-    images = find_images(inputs)
-    predictor = load(run_name)
-    console = make_console()
-    reporter = TerminalReporter(console)
-    windows = predictor.uses_windows(config) and len(images) == 1
-    done_windows = 0
-
-    def on_window(done: int, total: int) -> None:
-        nonlocal done_windows
-        if windows and done_windows == 0:
-            reporter.start("windows", total)
-        if windows:
-            reporter.advance(done - done_windows)
-        done_windows = done
-
-    if not windows:
-        reporter.start("predicting", len(images))
-    shares: dict[str, float] = {}
-    for saved in predict_files(
-        predictor,
-        images,
-        options.out,
-        save=save,
-        server=options.format,
-        config=config,
-        overwrite=options.overwrite,
-        progress=on_window,
-    ):
-        for name, share in saved.prediction.area.items():
-            shares[name] = shares.get(name, 0.0) + share / len(images)
-        if not windows:
-            reporter.advance()
-    reporter.end()
-    rows = [[n, percent(s)] for n, s in sorted(shares.items(), key=lambda item: -item[1])]
-    kinds = [*save, *filter(None, [options.format])]
-    console.print(table("Share of the pictures", {"class": "left", "%": "right"}, rows))
-    console.print(
-        f"{len(images)} image{'s' * (len(images) > 1)}: {', '.join(kinds)} in {options.out}",
-        highlight=False,
-    )
-    return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -375,6 +212,9 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "runs": runs,
     "evaluate": evaluate,
     "predict": predict,
+    "video": video,
+    "raster": raster,
+    "export": export,
     "convert": convert,
     "data": data,
     "demo": demo,

@@ -1,21 +1,32 @@
 """Measure a model on a labelled set: batches by equal size, one streaming confusion matrix."""
 
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ccsnet.data.loading import Sample, batches_of_equal_size
+from ccsnet.boundary import BoundaryCounts
+from ccsnet.calibration import CalibrationCounts
+from ccsnet.counts import ConfusionMatrix, ImageCounts
+from ccsnet.data.loading import (
+    DataConfig,
+    EvaluationSamples,
+    Sample,
+    batches_of_equal_size,
+    evaluation_samples,
+)
 from ccsnet.datasets._spec import DatasetSpec
 from ccsnet.errors import InputError
-from ccsnet.metrics import ConfusionMatrix, Metrics
+from ccsnet.grid import ScoreGrid
+from ccsnet.inference import Pipeline
+from ccsnet.metrics import Metrics
 from ccsnet.parallel import Processes
-from ccsnet.sliding import sliding_label
-from ccsnet.upsample import upsample_argmax
+from ccsnet.predict_config import PredictConfig
 
 
 class Evaluation(NamedTuple):
@@ -28,7 +39,7 @@ class Evaluation(NamedTuple):
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module,
+    model: nn.Module | Pipeline,
     samples: Iterable[Sample],
     classes: Sequence[str],
     *,
@@ -36,6 +47,8 @@ def evaluate(
     batch_size: int = 8,
     window: tuple[int, int] | None = None,
     per_image: bool = False,
+    boundary: bool = False,
+    calibration: bool = False,
     progress: Callable[[int], None] | None = None,
     watch: Callable[[Sample, Tensor], None] | None = None,
     processes: Processes | None = None,
@@ -44,57 +57,102 @@ def evaluate(
     """Compare predictions with labels, each at its label's own size.
 
     Args:
-        model: A `Segmenter`; put in evaluation mode here, and back afterwards.
-        samples: Images at test size with labels at their own (`evaluation_samples`).
+        model: A `Segmenter`, or a pipeline that says how images are seen; its models are put in
+            evaluation mode here, and back afterwards.
+        samples: Images with labels at their own size, as `pipeline_samples` gives them; for a
+            `Segmenter` the images are at test size (`evaluation_samples`).
         classes: Names of the classes.
         ignore_index: The label that counts nowhere.
-        batch_size: Images of equal size, or windows of one image, per forward pass.
+        batch_size: Images of equal size, or windows, per forward pass; a pipeline has its own.
         window: Side and stride in pixels of windows that each image is seen in. None: as a whole.
-        per_image: Also rank the images.
+            A pipeline has its own.
+        per_image: Also rank the images, and keep what intervals over them need.
+        boundary: Also measure boundary IoU.
+        calibration: Also measure how far confidence is from accuracy.
         progress: Called with the number of images just done.
         watch: Shown every image with its label map.
         processes: Those that share the set: each measures its samples, all return the whole.
         stop: Asked after every batch; once it says yes, the rest is left out.
     """
-    device = next(model.parameters()).device
-    # Images that are seen in windows need not have one size.
-    images_at_once = batch_size if window is None else 1
-    was_training = model.training
-    model.eval()
+    if isinstance(model, Pipeline):
+        pipeline = model
+    else:
+        config = PredictConfig(batch_size=batch_size)
+        pipeline = Pipeline(
+            models=(model,), num_classes=len(classes), config=config, tested_in=window
+        )
+    device = pipeline.device
+    were_training = [one.training for one in pipeline.models]
+    for one in pipeline.models:
+        one.eval()
     total = ConfusionMatrix(len(classes), ignore_index)
-    ranking: list[tuple[str, float]] = []
+    contours = BoundaryCounts(len(classes), ignore_index) if boundary else None
+    bins = CalibrationCounts(len(classes), ignore_index) if calibration else None
+    kept = ImageCounts() if per_image else None
     count = 0
-    for batch in batches_of_equal_size(samples, images_at_once):
-        if window is None:
-            predictions = _whole(model, batch, device)
-        else:
-            predictions = _in_windows(model, batch, len(classes), window, batch_size)
-        for sample, prediction in zip(batch, predictions, strict=True):
+    for batch in _batches(samples, pipeline):
+        grid = _scores(pipeline, batch)
+        for index, sample in enumerate(batch):
+            size = (sample.label.shape[0], sample.label.shape[1])
+            prediction, label = grid.label(index, size).to(device), sample.label.to(device)
             alone = ConfusionMatrix(len(classes), ignore_index)
-            alone.update(sample.label.to(device), prediction.to(device))
+            alone.update(label, prediction)
             total.add(alone)
+            if kept is not None:
+                kept.update(sample.name, alone)
+            if contours is not None:
+                contours.update(label, prediction)
+            if bins is not None:
+                bins.update(label, prediction, grid.confidence(index, size).to(device))
             if watch is not None:
                 watch(sample, prediction)
-            if per_image:
-                metrics = Metrics(classes=classes, confusion=alone.matrix())
-                ranking.append((sample.name, metrics.miou))
         count += len(batch)
         if progress is not None:
             progress(len(batch))
         if stop is not None and stop():
             break
-    model.train(was_training)
+    for one, was_training in zip(pipeline.models, were_training, strict=True):
+        one.train(was_training)
     if processes is not None and processes.num > 1:
-        counts = total.counts
-        if counts is None:
-            counts = torch.zeros(len(classes) ** 2, dtype=torch.long, device=device)
-        total.counts = processes.sum(counts)
+        # One that had no image has counted on no device yet.
+        for counter in (total, contours, bins):
+            if counter is not None:
+                counter.counts = processes.sum(counter.counts.to(device))
         count = int(processes.sum(torch.tensor(count)))
-        ranking = processes.gather(ranking)
-    metrics = Metrics(classes=classes, confusion=total.matrix(), images=count)
-    counted = [row for row in ranking if not math.isnan(row[1])]  # NaN: not one valid pixel.
-    # By name where equal, so that the order does not tell how many processes there were.
-    return Evaluation(metrics, sorted(counted, key=lambda row: (row[1], row[0])))
+        if kept is not None:
+            kept.rows = processes.gather(kept.rows)
+    metrics = Metrics(
+        classes=classes,
+        confusion=total.matrix(),
+        images=count,
+        per_image=kept.table() if kept is not None and kept.rows else None,
+        boundary=None if contours is None else contours.table(),
+        calibration=None if bins is None else bins.table(),
+    )
+    return Evaluation(metrics, [] if kept is None else kept.worst_first())
+
+
+def pipeline_samples(
+    pipeline: Pipeline,
+    spec: DatasetSpec,
+    root: Path,
+    config: DataConfig,
+    split: str,
+    rank: int = 0,
+    world_size: int = 1,
+) -> EvaluationSamples:
+    """This process's share of a split, as the pipeline wants it; see `evaluation_samples`.
+
+    Images that are seen in one way are brought to their size by the workers that read them; the
+    pipeline itself resizes the others, from the size of their files.
+    """
+    if pipeline.takes_resized:
+        multiple = 32 if pipeline.window is None else 1
+    else:
+        multiple = 1
+        spec = replace(spec, short_side=None, long_side=None)
+        config = replace(config, short_side=None, long_side=None)
+    return evaluation_samples(spec, root, config, split, rank, world_size, multiple)
 
 
 def evaluation_to_json(evaluation: Evaluation, step: int) -> str:
@@ -124,34 +182,37 @@ def evaluation_from_json(text: str, source: str) -> Evaluation:
         ) from error
 
 
-def _whole(model: nn.Module, batch: Sequence[Sample], device: torch.device) -> Iterator[Tensor]:
-    """Label maps of images of one size, each at its label's own."""
-    logits = model(torch.stack([sample.image for sample in batch]).to(device)).logits
-    for sample, one in zip(batch, logits, strict=True):
-        height, width = sample.label.shape
-        yield upsample_argmax(one[None], (height, width))[0]
+def _batches(samples: Iterable[Sample], pipeline: Pipeline) -> Iterator[list[Sample]]:
+    """Images of one size that are seen together.
+
+    Whole images wait for others of their size. In windows an image fills a forward pass mostly by
+    itself and may be large, so only neighbours are put together.
+    """
+    if pipeline.window is None and pipeline.config.max_memory is None:
+        yield from batches_of_equal_size(samples, pipeline.config.batch_size)
+        return
+    group: list[Sample] = []
+    for sample in samples:
+        if group and sample.image.shape != group[0].image.shape:
+            yield group
+            group = []
+        group.append(sample)
+        bands, *size = sample.image.shape
+        if len(group) >= pipeline.images_at_once(size, bands):
+            yield group
+            group = []
+    if group:
+        yield group
 
 
-def _in_windows(
-    model: nn.Module,
-    batch: Sequence[Sample],
-    num_classes: int,
-    window: tuple[int, int],
-    batch_size: int,
-) -> Iterator[Tensor]:
-    """The same from overlapping windows, so many at once."""
-    side, stride = window
-    for sample in batch:
-        height, width = sample.label.shape
-        yield sliding_label(
-            model,
-            sample.image,
-            num_classes,
-            (height, width),
-            window=side,
-            stride=stride,
-            batch_size=batch_size,
-        )
+def _scores(pipeline: Pipeline, batch: Sequence[Sample]) -> ScoreGrid:
+    images = torch.stack([sample.image for sample in batch])
+    if pipeline.takes_resized:
+        return pipeline.scores_of_resized(images)
+    arrays = images.permute(0, 2, 3, 1).contiguous().numpy()
+    if arrays.dtype == np.int32:  # Tensors keep 16 bits in 32, which OpenCV does not resize.
+        arrays = arrays.astype(np.uint16)
+    return pipeline.scores(list(arrays))
 
 
 def labelled_split(spec: DatasetSpec, wanted: str) -> str:

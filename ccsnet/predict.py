@@ -1,7 +1,8 @@
-"""Label maps of images: whole or in overlapping windows; files, folders and globs."""
+"""Label maps of images: one or many, from files, folders and globs."""
 
 import glob
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,43 +11,21 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Integer, Num, UInt8
-from torch import Tensor
+from jaxtyping import Float16, Integer, Num, UInt8
+from torch import nn
 
 from ccsnet.checkpoint import Checkpoint, ClassInfo, load_model, read_checkpoint
 from ccsnet.data.images import read_image, write_index_png, write_palette_png, write_png
-from ccsnet.data.loading import image_tensor
-from ccsnet.data.transforms import resize_aligned
 from ccsnet.draw import overlay
 from ccsnet.errors import InputError
 from ccsnet.formats import server_values
+from ccsnet.inference import Pipeline
+from ccsnet.predict_config import PredictConfig
+from ccsnet.progress import Silent
 from ccsnet.segmenter import Segmenter
-from ccsnet.sliding import sliding_label, stride_of
-from ccsnet.upsample import upsample_argmax
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".gif")
 Save = Literal["index", "color", "overlay"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictConfig:
-    """How an image becomes a label map."""
-
-    window: int | None = None
-    """Side of square windows over the image at its own size; none: as the model is evaluated, in
-    its data set's windows or as a whole."""
-    overlap: float = 0.25
-    """Share of a window's side that it has in common with its neighbour."""
-    batch_size: int = 4
-    """Windows in each forward pass."""
-
-    def __post_init__(self) -> None:
-        if self.window is not None and (self.window < 32 or self.window % 32):
-            raise InputError(f"window is {self.window}; it must be a multiple of 32, such as 512.")
-        if not 0 <= self.overlap <= 0.75:
-            raise InputError(f"overlap is {self.overlap}; it must be from 0 to 0.75.")
-        if self.batch_size < 1:
-            raise InputError(f"batch_size is {self.batch_size}; it must be at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +37,8 @@ class Prediction:
     classes: tuple[str, ...]
     colours: tuple[tuple[int, int, int], ...]
     image: Num[np.ndarray, "H W C"] = field(repr=False)
+    probs: Float16[np.ndarray, "N H W"] | None = field(default=None, repr=False)
+    """Probability of every class at every pixel, where it was asked for."""
 
     @property
     def area(self) -> dict[str, float]:
@@ -102,37 +83,143 @@ class Predictor:
     Args:
         model: The network, in evaluation mode.
         info: What its outputs mean.
+        others: More networks of the same classes on the same device; the mean of all is predicted.
 
     Attributes:
         model: The network.
+        models: All of them.
         classes: Names, by class index.
         colours: RGB, by class index.
+        note: Told what a setting led to; by default nobody is.
     """
 
-    def __init__(self, model: Segmenter, info: ClassInfo) -> None:
+    def __init__(self, model: Segmenter, info: ClassInfo, others: Sequence[Segmenter] = ()) -> None:
         self.model = model
         self.info = info
+        self.others = tuple(others)
         self.classes = info.classes
         self.colours = info.colours
+        self.note: Callable[[str], None] = Silent().note
+        self._pipelines: dict[tuple[PredictConfig, int], Pipeline] = {}
+
+    @property
+    def models(self) -> tuple[nn.Module, ...]:
+        """The networks whose mean is predicted, mostly one."""
+        return (self.model, *self.others)
+
+    def pipeline(self, config: PredictConfig | None = None) -> Pipeline:
+        """How the models see images under a config."""
+        config = config or PredictConfig()
+        key = (config, id(self.model))
+        if key not in self._pipelines:
+            self._pipelines[key] = Pipeline(
+                models=self.models,
+                num_classes=len(self.classes),
+                config=config,
+                sides=(self.info.short_side, self.info.long_side),
+                tested_in=self.info.window,
+                note=lambda text: self.note(text),
+            )
+        return self._pipelines[key]
 
     def predict(
         self,
         image: Path | str | Num[np.ndarray, "H W C"],
         config: PredictConfig | None = None,
         progress: Callable[[int, int], None] | None = None,
+        *,
+        keep_probs: bool = False,
     ) -> Prediction:
         """Label one image.
 
         Args:
             image: A file, or pixel values in RGB order, H x W x channels.
             config: How; by default as in evaluation.
-            progress: Called with windows done and windows in all.
+            progress: Called with windows done and windows in all, of all passes.
+            keep_probs: Also keep the probabilities: 2 bytes for each class and pixel.
 
         Raises:
             InputError: The image cannot be read, or has another number of channels.
             FileNotFoundError: It is not there.
         """
-        config = config or PredictConfig()
+        return self.predict_batch([image], config, progress, keep_probs=keep_probs)[0]
+
+    def predict_batch(
+        self,
+        images: Sequence[Path | str | Num[np.ndarray, "_ _ C"]],
+        config: PredictConfig | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        keep_probs: bool = False,
+    ) -> list[Prediction]:
+        """Label images of one size together; else as `predict`.
+
+        Raises:
+            InputError: An image cannot be used, or their sizes differ.
+            FileNotFoundError: One is not there.
+        """
+        arrays = [self.read(image) for image in images]
+        if not arrays:
+            return []
+        size = (arrays[0].shape[0], arrays[0].shape[1])
+        for array in arrays:
+            if array.shape[:2] != size:
+                raise InputError(
+                    f"Images of {size[0]} x {size[1]} and {array.shape[0]} x {array.shape[1]} "
+                    "pixels cannot be labelled in one batch; use predict_many."
+                )
+        grid = self.pipeline(config).scores(arrays, progress)
+        dtype = np.uint8 if self.info.ignore_index == 255 else np.uint16
+        return [
+            Prediction(
+                label=grid.label(index, size).cpu().numpy().astype(dtype),
+                classes=self.classes,
+                colours=self.colours,
+                image=array,
+                probs=grid.probs(index, size) if keep_probs else None,
+            )
+            for index, array in enumerate(arrays)
+        ]
+
+    def predict_many(
+        self,
+        images: Iterable[Path | str | Num[np.ndarray, "_ _ C"]],
+        config: PredictConfig | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        keep_probs: bool = False,
+    ) -> Iterator[Prediction]:
+        """Label images in their order, neighbours of one size together; else as `predict`.
+
+        What was read before a file that cannot be used is still labelled.
+        """
+        pipeline = self.pipeline(config)
+        group: list[np.ndarray] = []
+
+        def labelled() -> Iterator[Prediction]:
+            yield from self.predict_batch(group, config, progress, keep_probs=keep_probs)
+            group.clear()
+
+        for image in images:
+            try:
+                array = self.read(image)
+            except (InputError, OSError):
+                yield from labelled()
+                raise
+            if group and array.shape[:2] != group[0].shape[:2]:
+                yield from labelled()
+            group.append(array)
+            if len(group) >= pipeline.images_at_once(array.shape[:2], array.shape[2]):
+                yield from labelled()
+        yield from labelled()
+
+    def read(self, image: Path | str | Num[np.ndarray, "H W C"]) -> Num[np.ndarray, "H W C"]:
+        """An image's pixel values, as the model takes them.
+
+        Raises:
+            InputError: The image cannot be read, or has another number of channels.
+            FileNotFoundError: It is not there.
+        """
         if not isinstance(image, np.ndarray):
             image = read_image(Path(image), self.info.channels)
         if image.ndim != 3 or image.shape[2] != self.info.channels:
@@ -140,71 +227,65 @@ class Predictor:
                 f"The image has the shape {image.shape}; this model takes height x width x "
                 f"{self.info.channels} channels."
             )
-        if self.uses_windows(config):
-            label = self._in_windows(image, config, progress)
-        else:
-            label = self._whole(image)
-        dtype = np.uint8 if self.info.ignore_index == 255 else np.uint16
-        return Prediction(
-            label=label.cpu().numpy().astype(dtype),
-            classes=self.classes,
-            colours=self.colours,
-            image=image,
-        )
+        return image
 
     def uses_windows(self, config: PredictConfig) -> bool:
         """Whether images are seen in windows, because the config or the data set says so."""
-        return config.window is not None or self.info.window is not None
-
-    def _in_windows(
-        self,
-        image: Num[np.ndarray, "H W C"],
-        config: PredictConfig,
-        progress: Callable[[int, int], None] | None,
-    ) -> Integer[Tensor, "H W"]:
-        if config.window is None:
-            assert self.info.window is not None, "the caller has asked uses_windows"
-            window, stride = self.info.window
-            seen = resize_aligned(image, self.info.short_side, self.info.long_side, multiple=1)
-        else:
-            window, stride, seen = config.window, stride_of(config.window, config.overlap), image
-        return sliding_label(
-            self.model,
-            image_tensor(seen),
-            len(self.classes),
-            (image.shape[0], image.shape[1]),
-            window=window,
-            stride=stride,
-            batch_size=config.batch_size,
-            progress=progress,
-        )
-
-    @torch.inference_mode()
-    def _whole(self, image: Num[np.ndarray, "H W C"]) -> Integer[Tensor, "H W"]:
-        aligned = resize_aligned(image, self.info.short_side, self.info.long_side)
-        device = next(self.model.parameters()).device
-        logits = self.model(image_tensor(aligned)[None].to(device)).logits
-        return upsample_argmax(logits, (image.shape[0], image.shape[1]))[0]
+        return self.pipeline(config).window is not None
 
 
-def load(path: Path | str, device: str | None = None) -> Predictor:
+def load(
+    path: Path | str, device: str | None = None, *, also: Sequence[Path | str] = ()
+) -> Predictor:
     """Load a trained model from a run's folder or a checkpoint; nothing else is needed.
 
     Args:
         path: A folder that `ccsnet train` wrote (its best checkpoint is taken), or a file.
         device: cpu, cuda, mps; by default the best there is.
+        also: More runs or files, whose mean with the first is predicted.
 
     Raises:
         FileNotFoundError: Nothing is there.
-        InputError: The file is damaged, or not a checkpoint of ccsnet.
+        InputError: The file is damaged, or not a checkpoint of ccsnet, or one that predicts other
+            classes than the first.
     """
-    return predictor_of(read_checkpoint(path), device)
+    return predictor_of(read_checkpoint(path), device, also=[read_checkpoint(one) for one in also])
 
 
-def predictor_of(checkpoint: Checkpoint, device: str | None = None) -> Predictor:
-    """The predictor that an opened checkpoint describes."""
-    model = load_model(checkpoint).to(device or best_device())
-    return Predictor(model, checkpoint.info)
+def predictor_of(
+    checkpoint: Checkpoint, device: str | None = None, *, also: Sequence[Checkpoint] = ()
+) -> Predictor:
+    """The predictor that an opened checkpoint describes, or the mean of several.
+
+    The first says at what size and in which windows all of them see images.
+
+    Raises:
+        InputError: They have other classes or channels than the first.
+    """
+    first = checkpoint.info
+    for other in also:
+        if other.info.classes != first.classes or other.info.channels != first.channels:
+            what = "classes" if other.info.classes != first.classes else "channels"
+            raise InputError(
+                f"{other.path} has other {what} than {checkpoint.path}: "
+                f"{len(other.info.classes)} classes of {other.info.dataset!r} in images of "
+                f"{other.info.channels} channels, not {len(first.classes)} of {first.dataset!r} in "
+                f"{first.channels}. Models that are averaged must have the same classes in the "
+                "same order."
+            )
+        if _tested(other.info) != _tested(first):
+            warnings.warn(
+                f"{other.path} was tested at other sizes or in other windows than "
+                f"{checkpoint.path}; both see images as the latter was tested.",
+                stacklevel=2,
+            )
+    device = device or best_device()
+    model, *others = (load_model(one).to(device) for one in (checkpoint, *also))
+    return Predictor(model, first, others)
+
+
+def _tested(info: ClassInfo) -> tuple[object, ...]:
+    return info.short_side, info.long_side, info.window
 
 
 def best_device() -> str:
@@ -316,8 +397,8 @@ def predict_files(
                 raise InputError(
                     f"{file} is there already. Give another --out folder, or --overwrite."
                 )
-    for image, files in targets.items():
-        prediction = predictor.predict(image, config, progress)
+    predictions = predictor.predict_many(targets, config, progress)
+    for (image, files), prediction in zip(targets.items(), predictions, strict=True):
         for kind, file in zip(save, files, strict=False):  # The server's file comes after these.
             prediction.save(file, kind)
         if values is not None:

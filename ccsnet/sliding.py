@@ -1,10 +1,10 @@
 """Label an image in overlapping windows, for images larger than what a model should see at once.
 
-Letters: C bands, H W a size in pixels, N classes, h w places of the logits.
+Letters: B images, C bands, H W a size in pixels, N classes, h w places of the logits.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int64, Num
@@ -15,6 +15,9 @@ from ccsnet.upsample import upsample_argmax
 
 LOGIT_STRIDE = 4
 """The coarsest grid that windows are blended on, in pixels: that of most heads' logits."""
+
+DEVICE_BYTES = 2**30
+"""Sums of windows up to this size stay on the model's device; larger ones are kept by the CPU."""
 
 
 def stride_of(window: int, overlap: float) -> int:
@@ -60,15 +63,30 @@ def sliding_label(
         batch_size=batch_size,
         progress=progress,
     )
-    # The grid may reach up to 3 pixels beyond the image: what it makes of them is cut off.
-    height, width = (
-        round(wanted * places * cell / side)
-        for wanted, places, side in zip(size, logits.shape[1:], image.shape[1:], strict=True)
-    )
+    height, width = grid_size(size, logits.shape[1:], cell, image.shape[1:])
     return upsample_argmax(logits[None], (height, width))[0, : size[0], : size[1]]
 
 
-@torch.inference_mode()
+def grid_size(
+    size: Sequence[int], places: Sequence[int], cell: int, image: Sequence[int]
+) -> tuple[int, int]:
+    """Height and width of what a whole grid of logits covers in a map of so many pixels.
+
+    The grid may reach up to 3 pixels beyond the image: what it makes of them is to be cut off.
+
+    Args:
+        size: Height and width of the map.
+        places: Rows and columns of the grid.
+        cell: Pixels of the image from one place to the next.
+        image: Height and width of the image.
+    """
+    rows, columns = (
+        round(wanted * number * cell / side)
+        for wanted, number, side in zip(size, places, image, strict=True)
+    )
+    return rows, columns
+
+
 def sliding_logits(
     model: nn.Module,
     image: Num[Tensor, "C H W"],
@@ -79,7 +97,31 @@ def sliding_logits(
     batch_size: int = 4,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Float[Tensor, "N h w"], int]:
-    """Logits of an image of any size from overlapping square windows, and their grid's stride.
+    """`sliding_batch` of one image."""
+    logits, cell = sliding_batch(
+        model,
+        image[None],
+        num_classes,
+        window=window,
+        stride=stride,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return logits[0], cell
+
+
+@torch.inference_mode()
+def sliding_batch(
+    model: nn.Module,
+    images: Num[Tensor, "B C H W"],
+    num_classes: int,
+    *,
+    window: int,
+    stride: int,
+    batch_size: int = 4,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Float[Tensor, "B N h w"], int]:
+    """Logits of images of any size from overlapping square windows, and their grid's stride.
 
     Windows start at multiples of `stride`; the last of a row or column is moved back so that it
     ends with the image. They are blended with weights that fall linearly towards their edges, so
@@ -91,11 +133,11 @@ def sliding_logits(
 
     Args:
         model: A `Segmenter` in evaluation mode.
-        image: Raw pixel values.
+        images: Raw pixel values.
         num_classes: N.
         window: Side of a window, a multiple of 32.
         stride: Pixels from one window to the next.
-        batch_size: Windows in each forward pass.
+        batch_size: Windows in each forward pass, of one image or of several.
         progress: Called with windows done and windows in all.
 
     Raises:
@@ -103,40 +145,49 @@ def sliding_logits(
     """
     _check_window(window, stride)
     device = next(model.parameters()).device
-    height, width = image.shape[1:]
+    num, bands, height, width = images.shape
     step = 1 if stride % LOGIT_STRIDE else LOGIT_STRIDE  # Windows start at multiples of it.
     rows, columns = (-(-side // step) * step for side in (height, width))
-    padded = image.new_zeros(image.shape[0], max(rows, window), max(columns, window))
-    padded[:, :height, :width] = image
-    places = [
-        (top, left)
-        for top in _starts(rows, window, stride)
-        for left in _starts(columns, window, stride)
-    ]
+    padded = images.new_zeros(num, bands, max(rows, window), max(columns, window))
+    padded[..., :height, :width] = images
+    corners = window_corners((height, width), window, stride)
+    places = [(index, top, left) for index in range(num) for top, left in corners]
     cell, total, weights, weight = 0, torch.empty(0), torch.empty(0), torch.empty(0)
     for start in range(0, len(places), batch_size):
         group = places[start : start + batch_size]
-        crops = [padded[:, top : top + window, left : left + window] for top, left in group]
-        logits = model(torch.stack(crops).to(device)).logits.float().cpu()
+        crops = [padded[i, :, y : y + window, x : x + window] for i, y, x in group]
+        logits = model(torch.stack(crops).to(device)).logits.float()
         if not cell:  # Only now it is known how fine the model's logits are.
             cell = math.gcd(step, max(1, window // logits.shape[-1]))
-            weights = torch.zeros(padded.shape[1] // cell, padded.shape[2] // cell)
-            total = torch.zeros(num_classes, *weights.shape)
-            weight = _falling(window // cell)
+            shape = (padded.shape[2] // cell, padded.shape[3] // cell)
+            bytes_needed = 4 * num * num_classes * math.prod(shape)
+            home = device if bytes_needed <= DEVICE_BYTES else torch.device("cpu")
+            weights = torch.zeros(num, *shape, device=home)
+            total = torch.zeros(num, num_classes, *shape, device=home)
+            weight = _falling(window // cell).to(home)
+        logits = logits.to(total.device)
         if logits.shape[-2:] != weight.shape:
             logits = torch.nn.functional.interpolate(
                 logits, size=weight.shape, mode="bilinear", align_corners=False
             )
-        for (top, left), one in zip(group, logits, strict=True):
+        for (index, top, left), one in zip(group, logits, strict=True):
             part = (
                 slice(top // cell, (top + window) // cell),
                 slice(left // cell, (left + window) // cell),
             )
-            total[:, *part] += one * weight
-            weights[part] += weight
+            total[index, :, *part] += one * weight
+            weights[index, *part] += weight
         if progress is not None:
             progress(start + len(group), len(places))
-    return (total / weights)[:, : -(-height // cell), : -(-width // cell)], cell
+    total /= weights[:, None]
+    return total[..., : -(-height // cell), : -(-width // cell)], cell
+
+
+def window_corners(size: Sequence[int], window: int, stride: int) -> list[tuple[int, int]]:
+    """Top and left of the windows over an image of so many rows and columns."""
+    step = 1 if stride % LOGIT_STRIDE else LOGIT_STRIDE
+    tops, lefts = (_starts(-(-side // step) * step, window, stride) for side in size)
+    return [(top, left) for top in tops for left in lefts]
 
 
 def _check_window(window: int, stride: int) -> None:

@@ -68,6 +68,34 @@ def test_images_are_ranked_worst_first(trained):
     assert [miou for _, miou in ranking] == sorted(miou for _, miou in ranking)
 
 
+def test_contours_and_confidence_are_measured_when_asked(trained):
+    model, spec, samples = trained
+    plain = evaluate(model, samples(), spec.classes).metrics
+    assert plain.boundary is plain.calibration is plain.per_image is None
+    found = evaluate(
+        model, samples(), spec.classes, per_image=True, boundary=True, calibration=True
+    ).metrics
+    assert np.array_equal(found.confusion, plain.confusion)
+    assert found.boundary is not None
+    assert found.calibration is not None
+    assert found.per_image is not None
+    assert np.array_equal(found.per_image.sum(0)[0], np.diag(plain.confusion))
+    assert found.calibration[0].sum() == plain.confusion.sum()
+    # Confidence is that of the upsampled logits.
+    confidences = []
+    with torch.no_grad():
+        for sample in samples():
+            height, width = sample.label.shape
+            logits = model.eval()(sample.image[None]).logits
+            wide = torch.nn.functional.interpolate(
+                logits, size=(height, width), mode="bilinear", align_corners=False
+            )
+            confidences.append(wide.softmax(1).amax(1)[0][sample.label != spec.ignore_index])
+    mean = float(torch.cat(confidences).mean())
+    accuracy = plain.pixel_accuracy
+    assert found.ece >= abs(mean - accuracy) - 1e-3  # The mean gap bounds it from below.
+
+
 def test_an_image_without_labels_is_not_ranked(trained):
     model, spec, samples = trained
     blank = [s._replace(label=torch.full_like(s.label, 255)) for s in samples()]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ccsnet import cli
+from ccsnet import cli, cli_predict
 from ccsnet.datasets.ade20k import SPEC as ADE20K
 from ccsnet.datasets.cityscapes import SPEC as CITYSCAPES
 from ccsnet.datasets.loveda import SPEC as LOVEDA
@@ -115,7 +115,7 @@ def test_command(run, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     monkeypatch.setattr(cli, "keep_freed_memory", lambda: True)
     predictor = predictor_of(run, LOVEDA)
-    monkeypatch.setattr("ccsnet.predict.load", lambda _: predictor)
+    monkeypatch.setattr("ccsnet.predict.load", lambda *_, **__: predictor)
     Image.fromarray(np.full((64, 64, 3), 5, np.uint8)).save(tmp_path / "7.png")
     call = ["predict", str(run.out), str(tmp_path / "7.png"), "--out", str(tmp_path / "out")]
     assert cli.run([*call, "--format", "loveda"]) == 0
@@ -133,6 +133,6 @@ def test_command(run, capsys, monkeypatch, tmp_path):
 
 
 def test_the_command_names_all_formats():
-    hint = typing.get_type_hints(cli.PredictArguments)["format"]
+    hint = typing.get_type_hints(cli_predict.PredictArguments)["format"]
     (names, _) = typing.get_args(hint)
     assert set(typing.get_args(names)) == set(FORMATS)

@@ -15,20 +15,34 @@ PACKAGE = Path(ccsnet.__file__).parent
 # starts stands for all of the folder.
 LEVELS = (
     ("__init__", "arguments", "errors", "files", "memory", "processes", "progress", "stopping"),
-    ("plugins",),
+    ("plugins", "predict_config", "footprint"),
     ("datasets",),
-    ("backbones", "heads", "losses", "draw", "upsample"),
-    ("loss", "metrics", "data", "sliding", "formats"),
-    ("segmenter", "batch_norm", "sharding", "averaging"),
-    ("parallel", "precision", "trackers", "runlog", "runs"),
+    ("backbones", "heads", "losses", "draw", "upsample", "scores", "counts"),
+    ("loss", "metrics", "boundary", "calibration", "data", "sliding", "grid", "formats"),
+    ("segmenter", "batch_norm", "sharding", "averaging", "runtime", "runtime_maps"),
+    ("parallel", "precision", "trackers", "runlog", "runs", "inference"),
     ("optim", "optimizer_state"),
     ("config",),
     ("checkpoint", "run_folder"),
-    ("evaluate", "pictures", "predict", "preflight", "assemble", "keeping"),
-    ("train", "find_lr", "terminal", "bench", "export", "report", "run_report"),
+    ("evaluate", "hub", "model_card", "pictures", "predict", "preflight", "assemble", "keeping"),
+    ("outputs", "claims", "walk", "attention", "folders", "video"),
+    ("rasters", "rasters_bands", "rasters_scene", "rasters_polygons"),
+    ("train", "find_lr", "terminal", "bench", "report", "run_report"),
+    ("export_forms",),
+    ("export", "quantise"),
     ("recipes", "catalogue"),
     ("convert", "demo"),
-    ("cli", "cli_data", "cli_runs", "cli_train", "app"),
+    (
+        "cli",
+        "cli_data",
+        "cli_raster",
+        "cli_export",
+        "cli_predict",
+        "cli_runs",
+        "cli_train",
+        "cli_video",
+        "app",
+    ),
     ("__main__",),
 )
 NEITHER = (  # Kinds of part that know nothing of each other.
@@ -37,7 +51,17 @@ NEITHER = (  # Kinds of part that know nothing of each other.
     *(("datasets", other) for other in ("heads", "backbones", "data")),
     *(("data", other) for other in ("heads", "backbones")),
 )
-PRINTING = {"cli", "cli_data", "cli_runs", "cli_train", "terminal", "app"}
+PRINTING = {
+    "cli",
+    "cli_data",
+    "cli_export",
+    "cli_predict",
+    "cli_runs",
+    "cli_train",
+    "cli_video",
+    "terminal",
+    "app",
+}
 USES_TIMM = {"backbones", "optim"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

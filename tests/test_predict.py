@@ -67,9 +67,9 @@ def test_any_size(predictor, size, window):
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 4), (8, 8, 1), (2, 8, 8, 3)])
 def test_another_number_of_channels(predictor, shape):
-    predict = inspect.unwrap(Predictor.predict)  # Without the tests' check of shapes.
+    read = inspect.unwrap(Predictor.read)  # Without the tests' check of shapes.
     with pytest.raises(InputError, match="this model takes height x width x 3 channels"):
-        predict(predictor, np.zeros(shape, np.uint8))
+        read(predictor, np.zeros(shape, np.uint8))
 
 
 def test_missing_and_damaged_images(predictor, tmp_path):
@@ -84,7 +84,12 @@ def test_missing_and_damaged_images(predictor, tmp_path):
     ("settings", "text"),
     [
         ({"window": 33}, "window is 33; it must be a multiple of 32"),
-        ({"window": 0}, "window is 0"),
+        ({"window": -32}, "window is -32"),
+        ({"window": 16}, "window is 16"),
+        ({"scales": ()}, "each must be from 0.1 to 10"),
+        ({"scales": (1.0, float("nan"))}, "each must be from 0.1 to 10"),
+        ({"scales": (1.0, 1.0)}, "name each once"),
+        ({"max_memory": 0.0}, "max_memory is 0.0; it must be above 0 GiB"),
         ({"overlap": 0.9}, "overlap is 0.9; it must be from 0 to 0.75"),
         ({"overlap": -0.1}, "overlap"),
         ({"batch_size": 0}, "batch_size"),

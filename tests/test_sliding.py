@@ -7,7 +7,7 @@ from torch import nn
 from ccsnet.errors import InputError
 from ccsnet.heads._base import Output
 from ccsnet.segmenter import create_segmenter
-from ccsnet.sliding import sliding_label, sliding_logits, stride_of
+from ccsnet.sliding import sliding_batch, sliding_label, sliding_logits, stride_of
 from tests.shapes import tiny_model
 
 PUBLISHED = [(64, 42), (128, 85), (256, 170)]  # Side and stride of the retina sets' windows.
@@ -152,6 +152,37 @@ def test_windows_are_told_and_batched():
         Pooled(), image, 2, window=64, stride=64, batch_size=4, progress=lambda *a: told.append(a)
     )
     assert told == [(4, 9), (8, 9), (9, 9)]
+
+
+@pytest.mark.parametrize("stride", [64, 48, 33])
+@pytest.mark.parametrize("batch_size", [1, 4, 7])
+def test_images_of_one_size_share_their_batches(stride, batch_size):
+    images = torch.randint(0, 256, (3, 2, 100, 75), dtype=torch.uint8)
+    told = []
+    found, cell = sliding_batch(
+        Pooled(),
+        images,
+        4,
+        window=64,
+        stride=stride,
+        batch_size=batch_size,
+        progress=lambda *now: told.append(now),
+    )
+    for image, logits in zip(images, found, strict=True):
+        alone, same_cell = sliding_logits(Pooled(), image, 4, window=64, stride=stride)
+        assert cell == same_cell
+        torch.testing.assert_close(logits, alone)
+    assert len(told) == -(-told[-1][1] // batch_size)
+
+
+@pytest.mark.parametrize("limit", [0, 2**30])
+def test_large_sums_are_kept_by_the_processor(monkeypatch, limit):
+    """Where they are kept changes nothing; on a GPU it decides what fits."""
+    monkeypatch.setattr("ccsnet.sliding.DEVICE_BYTES", limit)
+    image = torch.randint(0, 256, (3, 200, 132), dtype=torch.uint8)
+    logits, _ = sliding_logits(Pooled(), image, 6, window=64, stride=48)
+    assert logits.device.type == "cpu"
+    torch.testing.assert_close(logits, Pooled()(image[None]).logits[0].detach())
 
 
 def test_strides_of_overlaps():

@@ -20,7 +20,10 @@ from ccsnet.data.decode import (
     check_complete,
     check_file,
     cv2_decode,
+    is_painted_tiff,
     is_palette_tiff,
+    note_animation,
+    orientation_of,
     pillow_header,
     pillow_load,
     pillow_pixels,
@@ -28,6 +31,7 @@ from ccsnet.data.decode import (
     read_tiff,
     tiff_bands,
     tiff_size,
+    upright,
     upright_size,
 )
 from ccsnet.data.label_values import classes_of_colours, classes_of_values
@@ -90,7 +94,8 @@ def read_image(
 ) -> UInt8[np.ndarray, "H W C"] | UInt16[np.ndarray, "H W C"]:
     """The image with so many bands, upright, 8 or 16 bits as in the file.
 
-    Grey images, palettes, CMYK and transparency become RGB where three bands are wanted.
+    Grey images, palettes, CMYK and transparency become RGB where three bands are wanted. Of an
+    animation the first picture is read, with a warning.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -98,14 +103,21 @@ def read_image(
     """
     data = read_file(path)
     if data.startswith(TIFF):
-        return _with_channels(read_tiff(path, data), channels, path)
+        if channels in (1, 3) and is_painted_tiff(path, data):
+            pixels = pillow_pixels(path, pillow_header(path, io.BytesIO(data)))
+        else:
+            pixels = read_tiff(path, data)
+        return _with_channels(pixels, channels, path)
     header = pillow_header(path, io.BytesIO(data))
     check_complete(path, data, str(header.format))
+    note_animation(path, header)
     depth = data[24] if data.startswith(PNG) else 8
     # OpenCV is the fastest, but it turns CMYK and palettes into colours of its own making.
     if header.format in ("JPEG", "MPO", "PNG") and header.mode in ("L", "RGB", "RGBA", "I;16"):
         deep = cv2.IMREAD_ANYDEPTH * (depth == 16)
-        pixels = cv2_decode(path, data, cv2.IMREAD_COLOR_RGB | deep)
+        # Of a damaged Exif block OpenCV may read another orientation than `image_size` does.
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | deep
+        pixels = upright(cv2_decode(path, data, flags), orientation_of(header))
         if header.mode in ("L", "I;16"):
             pixels = pixels[..., :1]
     else:

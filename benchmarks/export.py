@@ -1,0 +1,147 @@
+"""Which families of backbones can be exported in which form: the table of docs/export.md.
+
+    python -m benchmarks.export --table                   # every form, about an hour on two cores
+    python -m benchmarks.export --table --to onnx         # one form; the other columns stay
+    python -m benchmarks.export --table --family MiT Swin
+
+The least backbone of each family with the ccs head and random weights, which `ccsnet.export.export`
+compares with its checkpoint on made pictures. Families and forms that were not run say so.
+"""
+
+import argparse
+import concurrent.futures
+import datetime
+import multiprocessing
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from ccsnet.backbones.families import FAMILIES
+from ccsnet.checkpoint import Checkpoint, ClassInfo, read_checkpoint, save_checkpoint
+from ccsnet.config import RunConfig, TrainConfig
+from ccsnet.data.loading import DataConfig
+from ccsnet.errors import InputError
+from ccsnet.export import ExportConfig, export
+from ccsnet.export_forms import FORMATS
+from ccsnet.heads._base import HeadConfig
+from ccsnet.segmenter import ModelConfig, create_segmenter
+
+PAGE = Path(__file__).parent.parent / "docs" / "export.md"
+START = "<!-- made by `python -m benchmarks.export --table` -->"
+END = "<!-- end of what is made -->"
+NOT_RUN = "not run"
+NUM_CLASSES = 7
+LEAST = {family: names[0] for family, names in FAMILIES.items()} | {
+    "HRNet": "hrnet_w18_small_v2",
+}
+
+
+def made_checkpoint(backbone: str, folder: Path, head: str = "ccs") -> Checkpoint:
+    """A checkpoint of a model that has learnt nothing."""
+    torch.manual_seed(0)
+    made = ModelConfig(
+        backbone=backbone, head=head, head_config=HeadConfig(dim=64, coarse_dim=64, top_k=3)
+    )
+    model = create_segmenter(made, num_classes=NUM_CLASSES)
+    info = ClassInfo(
+        dataset="none",
+        classes=tuple(f"class {i}" for i in range(NUM_CLASSES)),
+        colours=tuple((30 * i, 10, 20) for i in range(NUM_CLASSES)),
+    )
+    config = RunConfig(
+        data=DataConfig(dataset=str(folder / "no data")), model=made, train=TrainConfig(steps=1)
+    )
+    path = folder / "model.safetensors"
+    save_checkpoint(path, model.state_dict(), config, info, step=0)
+    return read_checkpoint(path)
+
+
+def attempt(backbone: str, to: str, size: tuple[int, int] | None) -> str | None:
+    """How well one export goes; None where the model has no such form."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        checkpoint = made_checkpoint(backbone, folder)
+        config = ExportConfig(to=to, size=size)  # pyright: ignore[reportArgumentType]
+        try:
+            made = export(checkpoint, folder / f"model{FORMATS[to].suffix}", config)
+        except InputError as error:
+            print(f"    {to} {size}: {error}", file=sys.stderr, flush=True)
+            return None
+    least = f" from {made.info.smallest}" if made.info.smallest > 64 else ""
+    found = f"all sizes{least}" if size is None else "one size"
+    if not made.different:
+        return found
+    share = f"{100 * made.different:.3f} %"
+    return f"{found}, {share.replace('0.000', 'under 0.001')} differ"
+
+
+def cell(backbone: str, to: str) -> str:
+    """What becomes of a backbone in a form: for all sizes, else for one.
+
+    Each attempt has a process of its own: a failed one leaves symbols in what models remember.
+    """
+    for size in (None, (256, 256)):
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as process:
+            found = process.submit(attempt, backbone, to, size).result()
+        if found is not None:
+            return found
+    return "no"
+
+
+def cells_of(text: str) -> dict[tuple[str, str], str]:
+    """Family and form to what the page says of them."""
+    rows = [
+        [part.strip() for part in line.strip("| \n").split("|")]
+        for line in text[text.index(START) : text.index(END)].splitlines()
+        if line.startswith("| ")
+    ]
+    if not rows:
+        return {}
+    head, *rows = rows
+    return {
+        (row[0], form): found
+        for row in rows
+        for form, found in zip(head[2:], row[2:], strict=True)
+        if LEAST.get(row[0]) == row[1]
+    }
+
+
+def write(cells: dict[tuple[str, str], str]) -> None:
+    text = PAGE.read_text("utf-8")
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    day = f"{datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}"
+    lines = [START, "", f"| family | backbone | {' | '.join(FORMATS)} |"]
+    lines += [f"|{'---|' * (2 + len(FORMATS))}"]
+    for family, name in LEAST.items():
+        found = [cells.get((family, form), NOT_RUN) for form in FORMATS]
+        lines.append(f"| {' | '.join([family, name, *found])} |")
+    lines += ["", f"Last made {day}, at commit {commit}, torch {torch.__version__}.", "", END]
+    pattern = f"{re.escape(START)}.*{re.escape(END)}"
+    made = "\n".join(lines)
+    PAGE.write_text(re.sub(pattern, lambda _: made, text, flags=re.DOTALL), "utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The table of exports.")
+    parser.add_argument("--table", action="store_true", required=True)
+    parser.add_argument("--to", nargs="+", choices=[*FORMATS], default=[*FORMATS])
+    parser.add_argument("--family", nargs="+", choices=[*LEAST], default=[*LEAST])
+    arguments = parser.parse_args()
+    for to in arguments.to:
+        for family in arguments.family:
+            found = cell(LEAST[family], to)
+            cells = cells_of(PAGE.read_text("utf-8"))
+            cells[family, to] = found
+            write(cells)  # One by one, so that what is done stays when this is stopped.
+            print(f"{family:16} {to:14} {found}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

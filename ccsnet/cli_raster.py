@@ -1,0 +1,80 @@
+"""`ccsnet raster`: arguments, one call, a table."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ccsnet.arguments import parse, positional
+from ccsnet.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RasterArguments:
+    """How to label a scene, and what to write."""
+
+    out: Path | None = None
+    """The GeoTIFF to write; none: SCENE-labels.tif in this folder."""
+    polygons: Path | None = None
+    """Also write the labels' areas: a .gpkg (the scene's coordinates) or .geojson (degrees)."""
+    window: int | None = None
+    """Side of overlapping square windows; none: as the run is evaluated, else 512."""
+    overlap: float = 0.25
+    """Share of a window's side that neighbours have in common."""
+    batch_size: int = 4
+    """Windows per forward pass."""
+    bands: tuple[int, ...] = ()
+    """The scene's bands in the model's order, such as 4 3 2; none: all, without alpha."""
+    overwrite: bool = False
+    """Replace results that are there already."""
+
+
+def raster(arguments: list[str]) -> int:
+    """Label a large georeferenced scene: ccsnet raster RUN SCENE.tif [--out LABELS.tif] [...].
+
+    The result is a palette GeoTIFF of the same place, and polygons on request. Memory does not
+    grow with the scene's height. A command that was stopped goes on when it is given again.
+    """
+    from ccsnet.metrics import percent
+    from ccsnet.predict import load
+    from ccsnet.rasters import RasterConfig, label_raster
+    from ccsnet.terminal import TerminalReporter, make_console, table
+
+    run, arguments = positional("run", arguments, "raster", RasterArguments, raster.__doc__)
+    cut = next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))
+    scenes, arguments = arguments[:cut], arguments[cut:]
+    options: RasterArguments = parse(
+        RasterArguments, "raster", arguments, description=raster.__doc__
+    )
+    if len(scenes) != 1:
+        raise InputError(
+            f"One scene at a time, got {len(scenes)}: ccsnet raster {run} SCENE.tif. Label several "
+            "as one through a VRT: gdalbuildvrt all.vrt a.tif b.tif"
+        )
+    config = RasterConfig(
+        window=options.window,
+        overlap=options.overlap,
+        batch_size=options.batch_size,
+        bands=options.bands,
+    )
+    out = options.out or Path(f"{Path(scenes[0]).stem}-labels.tif")
+    console = make_console()
+    try:
+        made = label_raster(
+            load(run),
+            scenes[0],
+            out,
+            config,
+            polygons=options.polygons,
+            overwrite=options.overwrite,
+            reporter=TerminalReporter(console),
+        )
+    except KeyboardInterrupt:
+        console.print("Stopped; the same command goes on from the finished rows.", highlight=False)
+        return 130
+    labelled = max(1, sum(made.counts.values()))
+    rows = [[name, str(n), percent(n / labelled)] for name, n in made.counts.items()]
+    columns = {"class": "left", "pixels": "right", "%": "right"}
+    console.print(table(f"{made.size[0]} x {made.size[1]} pixels", columns, rows))
+    nothing = f", {made.unlabelled} pixels without data" if made.unlabelled else ""
+    shapes = f", {made.polygons} polygons in {options.polygons}" if options.polygons else ""
+    console.print(f"Labels in {made.labels}{nothing}{shapes}", highlight=False, markup=False)
+    return 0

@@ -1,0 +1,464 @@
+import csv
+import dataclasses
+import gc
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch import nn
+
+from ccsnet.checkpoint import ClassInfo
+from ccsnet.claims import STALE_SECONDS, Claims
+from ccsnet.data.images import image_size
+from ccsnet.errors import InputError
+from ccsnet.folders import RECORDS, label_folder
+from ccsnet.predict import PredictConfig, Prediction, Predictor
+from ccsnet.walk import walk_images
+from tests.shapes import CLASSES, COLOURS
+
+INFO = ClassInfo(dataset="shapes", classes=CLASSES, colours=COLOURS)
+
+
+class ByColour(Predictor):
+    """Says ground, disc or box where red, green or blue is strongest; no network."""
+
+    models = ()
+
+    def __init__(self, refuse: str = "", seconds: float = 0.0, at_once: int = 1):
+        self.model, self.info = nn.Identity(), INFO
+        self.classes, self.colours = CLASSES, COLOURS
+        self.refuse, self.seconds, self.at_once, self.calls = refuse, seconds, at_once, 0
+
+    def pipeline(self, config=None):
+        return types.SimpleNamespace(images_at_once=lambda size, bands: self.at_once)
+
+    def predict_batch(self, images, config=None, progress=None, *, keep_probs=False):
+        assert len({image.shape for image in images}) == 1
+        assert len(images) <= self.at_once
+        self.calls += len(images)
+        time.sleep(self.seconds)
+        if self.refuse and any(image[0, 0, 0] == 7 for image in images):
+            raise InputError(self.refuse)
+        return [
+            Prediction(
+                label=image.argmax(2).astype(np.uint8), classes=CLASSES, colours=COLOURS,
+                image=image, probs=np.ones((3, 12, 16), np.float16) if keep_probs else None,
+            )
+            for image in images
+        ]  # fmt: skip
+
+
+def make_images(folder, num, size=(12, 16), start=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(start, start + num):
+        pixels = np.random.default_rng(i).integers(8, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:05}.png")
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Five images in two folders, and a text."""
+    make_images(tmp_path / "photos", 3)
+    make_images(tmp_path / "photos" / "deep", 2, start=3)
+    (tmp_path / "photos" / "notes.txt").write_text("none")
+    return tmp_path / "photos"
+
+
+def files_in(folder):
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and RECORDS not in p.parts
+    }
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# Finding
+
+
+def test_images_are_walked(photos, monkeypatch):
+    def names(*inputs, **more):
+        return [found.name for found in walk_images(inputs, **more)]
+
+    everything = ["00000.png", "00001.png", "00002.png", "deep/00003.png", "deep/00004.png"]
+    assert names(photos) == everything
+    assert names(photos / "deep") == ["00003.png", "00004.png"]
+    assert names(photos, without=photos / "deep") == everything[:3]
+    assert names(str(photos / "*.png")) == everything[:3]
+    assert names(str(photos / "**" / "*.png")) == everything
+    assert names(photos / "deep" / "00003.png", photos) == [
+        everything[3],
+        *everything[:3],
+        everything[4],
+    ]
+    monkeypatch.chdir(photos)
+    assert names("00001.png", "./00001.png", str(photos / "00001.png")) == ["00001.png"]
+
+
+def test_nothing_to_walk(photos, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"No file, folder or pattern .*nowhere"):
+        list(walk_images([tmp_path / "nowhere"]))
+    (tmp_path / "empty").mkdir()
+    for item in (tmp_path / "empty", str(photos / "*.jpg"), str(photos / "*.txt")):
+        with pytest.raises(InputError, match=r"No image in .*: looked for files ending in \.jpg"):
+            list(walk_images([item]))
+
+
+# Results
+
+
+def test_all_kinds_are_written(photos, tmp_path):
+    out = tmp_path / "out"
+    save = ("index", "color", "overlay", "contours", "segments", "area")
+    result = label_folder(ByColour(), [photos], out, save=save, summary=tmp_path / "all.json")
+    assert (result.labelled, result.done_before, result.elsewhere) == (5, 0, 0)
+    names = ("00000", "00001", "00002", "deep/00003", "deep/00004")
+    pictures = {f"{kind}/{n}.png" for kind in save[:-1] for n in names}
+    assert set(files_in(out)) == pictures | {"segments.json", "area.csv"}
+    rows = rows_of(out / "area.csv")
+    assert [r["image"] for r in rows[::3]] == [f"{n}.png" for n in names]
+    shares = {name: 0.0 for name in CLASSES}
+    for name in names:
+        label = np.asarray(Image.open(photos / f"{name}.png")).argmax(2)
+        assert np.array_equal(np.asarray(Image.open(out / "index" / f"{name}.png")), label)
+        for index, c in enumerate(CLASSES):
+            (row,) = [r for r in rows if r["image"] == f"{name}.png" and r["class"] == c]
+            assert int(row["pixels"]) == (label == index).sum()
+            shares[c] += (label == index).mean() / 5
+    assert result.areas == pytest.approx(shares)
+    assert list(result.areas.values()) == sorted(result.areas.values(), reverse=True)
+    panoptic = json.loads((out / "segments.json").read_text())
+    assert [i["file_name"] for i in panoptic["images"]] == [f"{n}.png" for n in names]
+    summary = json.loads((tmp_path / "all.json").read_text())
+    assert summary["labelled"] == 5
+    assert summary["failures"] == []
+    assert summary["areas"] == pytest.approx(shares)
+    assert [i["image"] for i in summary["images"]] == [f"{n}.png" for n in names]
+    for image in summary["images"]:
+        assert all((out / file).is_file() for file in image["files"])
+        assert sum(image["areas"].values()) == pytest.approx(1)
+
+
+def test_existing_results_are_kept(photos, tmp_path):
+    out = tmp_path / "out"
+    label_folder(ByColour(), [photos / "00000.png"], out)
+    file = out / "color" / "00000.png"
+    file.write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"color/00000\.png is there already.*--resume.*--overwr"):
+        label_folder(ByColour(), [photos], out)
+    assert file.read_bytes() == b"mine"
+    assert not (out / "color" / "00001.png").exists()
+    assert label_folder(ByColour(), [photos], out, overwrite=True).labelled == 5
+    assert file.read_bytes() != b"mine"
+    with pytest.raises(InputError, match="choose one"):
+        label_folder(ByColour(), [photos], out, overwrite=True, resume=True)
+
+
+def test_two_images_of_one_name(photos, tmp_path):
+    Image.open(photos / "00001.png").save(photos / "00001.jpg")
+    with pytest.raises(InputError, match=r"00001\.jpg and .*00001\.png would both be written to"):
+        label_folder(ByColour(), [photos], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_are_not_taken_for_images(photos):
+    out = photos / "predictions"
+    assert label_folder(ByColour(), [photos], out).labelled == 5
+    assert label_folder(ByColour(), [photos], out, resume=True).done_before == 5
+
+
+# Failures
+
+
+def test_failures_are_noted_and_the_others_done(photos, tmp_path):
+    (photos / "00001.png").write_bytes(b"\x89PNG\r\n")
+    (photos / "empty.png").write_bytes(b"")
+    Image.fromarray(np.full((9, 9, 3), 7, np.uint8)).save(photos / "refused.png")
+    predictor, out = ByColour(refuse="too odd"), tmp_path / "out"
+    result = label_folder(predictor, [photos], out, summary=tmp_path / "all.json")
+    assert result.labelled == 4
+    failed = {name.rpartition("/")[2]: text for name, text in result.failures}
+    assert list(failed) == ["00001.png", "empty.png", "refused.png"]
+    assert failed["refused.png"] == "too odd"
+    assert "00001.png" in failed["00001.png"]
+    assert len(json.loads((tmp_path / "all.json").read_text())["failures"]) == 3
+    make_images(photos, 1, start=1)  # Mended: only it is labelled.
+    again = label_folder(predictor, [photos], out, resume=True)
+    assert (again.labelled, again.done_before, len(again.failures)) == (1, 4, 2)
+
+
+def test_no_room_for_results_is_no_image_s_fault(photos, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "color").write_text("a file, where a folder must be")
+    with pytest.raises(OSError, match="color"):
+        label_folder(ByColour(), [photos], out, resume=True)
+    assert not list((out / RECORDS).rglob("*.claim"))
+
+
+def test_one_of_a_batch_fails(tmp_path):
+    """Neighbours of one size are labelled together; what one of them does is its own."""
+    photos = make_images(tmp_path / "photos", 7)
+    make_images(photos, 1, size=(20, 20), start=4)
+    Image.fromarray(np.full((12, 16, 3), 7, np.uint8)).save(photos / "00002.png")
+    predictor = ByColour(refuse="too odd", at_once=3)
+    result = label_folder(predictor, [photos], tmp_path / "out", save=("index",))
+    assert result.labelled == 6
+    assert [name for name, _ in result.failures] == [str(photos / "00002.png")]
+    assert len(list((tmp_path / "out" / "index").iterdir())) == 6
+    assert label_folder(ByColour(at_once=4), [photos], tmp_path / "all").labelled == 7
+
+
+def test_probabilities_are_kept_where_they_are_wanted(photos, tmp_path):
+    label_folder(ByColour(), [photos], tmp_path / "out", save=("prob", "prob_png"))
+    with np.load(tmp_path / "out" / "prob" / "deep" / "00003.npz") as archive:
+        assert archive["probs"].shape == (3, 12, 16)
+    assert len(list((tmp_path / "out" / "prob_png" / "deep" / "00003").iterdir())) == 3
+
+
+# Going on
+
+
+def test_what_is_finished_is_skipped(photos, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    save = ("index", "segments", "area")
+    label_folder(ByColour(), [photos], whole, save=save)
+
+    class Stops(ByColour):
+        def predict_batch(self, *arguments, **more):
+            if self.calls == 2:
+                raise KeyboardInterrupt
+            return super().predict_batch(*arguments, **more)
+
+    with pytest.raises(KeyboardInterrupt):
+        label_folder(Stops(), [photos], parts, save=save)
+    assert not list((parts / RECORDS).rglob("*.claim"))
+    rest = ByColour()
+    result = label_folder(rest, [photos], parts, save=save, resume=True)
+    assert (result.labelled, result.done_before, rest.calls) == (3, 2, 3)
+    assert files_in(parts) == files_in(whole)
+    assert sum(result.areas.values()) == pytest.approx(1)
+
+
+def test_what_was_lost_or_not_asked_for_is_made(photos, tmp_path):
+    label_folder(ByColour(), [photos], tmp_path / "out", save=("index",))
+    (tmp_path / "out" / "index" / "00001.png").unlink()
+    again = ByColour()
+    label_folder(again, [photos], tmp_path / "out", save=("index",), resume=True)
+    assert again.calls == 1
+    more = label_folder(again, [photos], tmp_path / "out", save=("index", "color"), resume=True)
+    assert more.labelled == 5
+    assert len(list((tmp_path / "out" / "color").rglob("*.png"))) == 5
+
+
+def test_other_settings_are_refused(photos, tmp_path):
+    label_folder(ByColour(), [photos], tmp_path / "out")
+    with pytest.raises(InputError, match="by another model or with other settings"):
+        label_folder(
+            ByColour(), [photos], tmp_path / "out", resume=True, config=PredictConfig(window=64)
+        )
+    other = ByColour()
+    other.info = dataclasses.replace(INFO, short_side=64)
+    with pytest.raises(InputError, match="by another model or with other settings"):
+        label_folder(other, [photos], tmp_path / "out", resume=True)
+    batch = PredictConfig(batch_size=1)  # Changes nothing of the result.
+    found = label_folder(ByColour(), [photos], tmp_path / "out", resume=True, config=batch)
+    assert found.done_before == 5
+
+
+def test_a_trained_model(run, tmp_path):
+    import ccsnet
+
+    predictor = ccsnet.load(run.out, device="cpu")
+    images = run.data / "images" / "val"
+    result = label_folder(predictor, [images], tmp_path / "out", save=("index", "relevant"))
+    assert result.labelled == 4
+    for path in sorted(images.iterdir()):
+        label = np.asarray(Image.open(tmp_path / "out" / "index" / path.name))
+        assert np.array_equal(label, predictor.predict(path).label)
+        assert (tmp_path / "out" / "relevant" / path.name).is_file()
+
+
+def test_what_a_pixel_read_from(run, tmp_path):
+    """Of an image that does not reach so far, the failure is noted."""
+    import ccsnet
+
+    predictor, images = ccsnet.load(run.out, device="cpu"), run.data / "images" / "val"
+    result = label_folder(predictor, [images], tmp_path / "out", save=(), at=(70, 90))
+    sizes = {p.name: image_size(p) for p in images.iterdir()}
+    inside = {name for name, (height, width) in sizes.items() if height > 70 and width > 90}
+    assert {p.name for p in (tmp_path / "out" / "at").iterdir()} == inside
+    assert result.labelled == len(inside)
+    assert 0 < len(inside) < len(sizes)
+    assert all("is not in the image" in text for _, text in result.failures)
+    other = label_folder(predictor, [images], tmp_path / "out", save=(), at=(0, 0), resume=True)
+    assert other.labelled == len(sizes)
+
+
+def test_unknown_kinds_and_heads(photos, tmp_path):
+    with pytest.raises(InputError, match="No output is called 'colour'"):
+        label_folder(ByColour(), [photos], tmp_path / "out", save=("colour",))
+
+
+# Several processes
+
+
+def test_two_at_once_share_a_folder(tmp_path):
+    photos, out = make_images(tmp_path / "photos", 40), tmp_path / "out"
+    predictors = [ByColour(seconds=0.005) for _ in range(2)]
+    results = {}
+
+    def work(number):
+        results[number] = label_folder(
+            predictors[number], [photos], out, save=("index", "area"), resume=True, workers=2
+        )
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert predictors[0].calls + predictors[1].calls == 40
+    assert min(p.calls for p in predictors) > 0
+    assert sum(r.labelled for r in results.values()) == 40
+    assert len(rows_of(out / "area.csv")) == 40 * 3
+
+
+SHARING = """
+import sys, time
+from pathlib import Path
+from ccsnet.folders import label_folder
+from tests.test_folders import ByColour
+predictor = ByColour(seconds=0.02)
+result = label_folder(predictor, [Path(sys.argv[1])], Path(sys.argv[2]), resume=True, workers=2)
+print(result.labelled, predictor.calls)
+"""
+
+
+def start_sharing(photos, out):
+    return subprocess.Popen(
+        [sys.executable, "-c", SHARING, str(photos), str(out)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.slow
+def test_processes_share_a_folder_and_one_is_killed(tmp_path):
+    photos, out = make_images(tmp_path / "photos", 150), tmp_path / "out"
+    killed, other = start_sharing(photos, out), start_sharing(photos, out)
+    until = time.monotonic() + 60
+    while len(list(out.rglob("*.json"))) < 30 and time.monotonic() < until:
+        time.sleep(0.02)
+    killed.kill()
+    killed.communicate()
+    assert other.communicate(timeout=120)[0]
+    assert other.returncode == 0
+    last = start_sharing(photos, out)  # What the killed one had taken is done now at the latest.
+    text = last.communicate(timeout=120)[0]
+    assert last.returncode == 0
+    assert int(text.split()[0]) < 30
+    for path in photos.iterdir():
+        label = np.asarray(Image.open(path)).argmax(2)
+        assert np.array_equal(np.asarray(Image.open(out / "color" / path.name)), label)
+    assert not list(out.rglob("*.claim"))
+
+
+def test_claims_left_behind_are_taken_over(tmp_path):
+    claims = Claims(tmp_path / "records", "s")
+    assert claims.ask("a.png", ["index"], tmp_path).whose == "ours"
+    other = Claims(tmp_path / "records", "s")
+    assert other.ask("a.png", ["index"], tmp_path).whose == "taken"  # This process lives.
+    claim = tmp_path / "records" / "a.png.claim"
+    left = json.loads(claim.read_text())
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    claim.write_text(json.dumps(left | {"process": dead.pid}))
+    assert other.ask("a.png", ["index"], tmp_path).whose == "ours"
+    other.drop_all()
+    claim.write_text(json.dumps(left | {"host": "far away"}))
+    assert other.ask("a.png", ["index"], tmp_path).whose == "taken"
+    claim.write_text("")  # Being written.
+    assert other.ask("a.png", ["index"], tmp_path).whose == "taken"
+    old = time.time() - STALE_SECONDS - 1
+    os.utime(claim, (old, old))
+    assert other.ask("a.png", ["index"], tmp_path).whose == "ours"
+    other.finish("a.png", {"image": "a.png", "kinds": ["index"], "files": []})
+    assert claims.ask("a.png", ["index"], tmp_path).whose == "done"
+
+
+# Memory
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_images(tmp_path):
+    """Three thousand, in Python's own memory: what is held of each is a few hundred bytes at most.
+
+    A label map alone would be 3 kB an image.
+    """
+    few, photos = tmp_path / "few", tmp_path / "photos"
+    blocks = np.random.default_rng(0).integers(8, 256, (3, 4, 3), dtype=np.uint8)
+    Image.fromarray(blocks.repeat(16, 0).repeat(16, 1)).save(tmp_path / "one.png")
+    for folder, num in ((few, 100), (photos, 3000)):
+        folder.mkdir()
+        for i in range(num):
+            shutil.copy(tmp_path / "one.png", folder / f"{i:05}.png")
+    peaks = {}
+    for name, folder in (("warm", few), ("few", few), ("many", photos)):
+        gc.collect()
+        tracemalloc.start()
+        save = ("index", "segments", "area")
+        found = label_folder(
+            ByColour(), [folder], tmp_path / name, save=save, workers=2,
+            summary=tmp_path / f"{name}.json",
+        )  # fmt: skip
+        peaks[name] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert found.labelled == (3000 if name == "many" else 100)
+    assert peaks["many"] - peaks["few"] < 2900 * 400
+
+
+# The command line
+
+
+def test_predict_of_a_folder(run, tmp_path, capsys):
+    from ccsnet.cli import run as call
+
+    images = tmp_path / "images"
+    shutil.copytree(run.data / "images" / "val", images)
+    (images / "1.png").write_bytes(b"")
+    out = tmp_path / "out"
+    options = ["--out", str(out), "--cpu", "--save", "index", "contours", "segments", "area"]
+    options += ["relevant", "prob", "--prob", "png", "--json", str(tmp_path / "all.json")]
+    assert call(["predict", str(run.out), str(images), *options]) == 1
+    told = capsys.readouterr()
+    assert "1.png" in told.err
+    assert "3 images: index, contours, segments, area, relevant, prob in" in told.out
+    assert "1 failed" in told.out
+    assert {p.name for p in out.iterdir()} == {
+        *("index", "contours", "segments", "relevant", "prob_png"),
+        *("segments.json", "area.csv", RECORDS),
+    }
+    assert len(json.loads((tmp_path / "all.json").read_text())["images"]) == 3
+    shutil.copy(run.data / "images" / "val" / "1.png", images / "1.png")
+    assert call(["predict", str(run.out), str(images), *options, "--resume"]) == 0
+    assert "4 images" in (text := capsys.readouterr().out)
+    assert "3 done before" in text
+    place = ["--at", "10", "20", "--out", str(tmp_path / "at"), "--cpu"]
+    assert call(["predict", str(run.out), str(images / "0.png"), *place]) == 0
+    assert (tmp_path / "at" / "at" / "0.png").is_file()
