@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ccsnet.arguments import parse, positional
+from ccsnet.cli_export import predict_exported
 from ccsnet.errors import InputError
 from ccsnet.predict_config import PredictConfig
 
@@ -76,17 +77,17 @@ def evaluate(arguments: list[str]) -> int:
 
 
 def _evaluate(run_name: str, options: EvaluateArguments, processes: "Processes | None") -> int:
-    from ccsnet.checkpoint import read_checkpoint
     from ccsnet.data.loading import open_dataset, test_sides
     from ccsnet.evaluate import evaluate as measure
     from ccsnet.evaluate import labelled_split, pipeline_samples
+    from ccsnet.hub import open_run
     from ccsnet.inference import Pipeline
     from ccsnet.predict import predictor_of
     from ccsnet.preflight import check_classes
     from ccsnet.progress import Silent
     from ccsnet.terminal import TerminalReporter, make_console
 
-    checkpoint = read_checkpoint(run_name)
+    checkpoint = open_run(run_name)
     data = checkpoint.config.data
     if options.dataset is not None:
         data = dataclasses.replace(data, dataset=options.dataset, root=None)
@@ -101,7 +102,7 @@ def _evaluate(run_name: str, options: EvaluateArguments, processes: "Processes |
     if split != (options.split or data.val_split):
         reporter.note(f"Measured on the split {split!r}, the only one of {spec.name} with labels.")
     device = "cpu" if options.cpu else None if processes is None else str(processes.device)
-    also = [read_checkpoint(name) for name in options.also]
+    also = [open_run(name) for name in options.also]
     pipeline = Pipeline(
         models=predictor_of(checkpoint, device, also=also).models,
         num_classes=len(spec.classes),
@@ -192,8 +193,11 @@ def predict(arguments: list[str]) -> int:
     """Label images: ccsnet predict RUN IMAGES... [--save index color overlay] [--out DIR] [...].
 
     IMAGES are files, folders, or patterns such as 'photos/*.jpg'. Of many, those that cannot be
-    labelled are listed at the end, and the exit status is 1.
+    labelled are listed at the end, and the exit status is 1. With `--runtime onnxruntime`, RUN is a
+    file of `ccsnet export`, and torch is not needed.
     """
+    if any(argument.partition("=")[0] == "--runtime" for argument in arguments):
+        return predict_exported(arguments)
     run_name, arguments = positional("run", arguments, "predict", PredictArguments, predict.__doc__)
     cut = next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))
     inputs, arguments = arguments[:cut], arguments[cut:]

@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Float16, Integer, Num, UInt8
 from torch import nn
 
-from ccsnet.checkpoint import Checkpoint, ClassInfo, load_model, read_checkpoint
+from ccsnet.checkpoint import Checkpoint, ClassInfo, load_model
 from ccsnet.data.images import read_image, write_index_png, write_palette_png, write_png
 from ccsnet.draw import overlay
 from ccsnet.errors import InputError
 from ccsnet.formats import server_values
+from ccsnet.hub import HubModel, open_run
 from ccsnet.inference import Pipeline
 from ccsnet.predict_config import PredictConfig
 from ccsnet.progress import Silent
@@ -77,8 +78,10 @@ class Prediction:
             write_png(path, self.overlay())
 
 
-class Predictor:
+class Predictor(HubModel):
     """A trained model with all that it needs to label images.
+
+    `push_to_hub` publishes it on the Hugging Face hub, `from_pretrained` gets it from there.
 
     Args:
         model: The network, in evaluation mode.
@@ -101,6 +104,11 @@ class Predictor:
         self.colours = info.colours
         self.note: Callable[[str], None] = Silent().note
         self._pipelines: dict[tuple[PredictConfig, int], Pipeline] = {}
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Checkpoint, device: str | None = None) -> "Predictor":  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The predictor that an opened checkpoint describes."""
+        return predictor_of(checkpoint, device)
 
     @property
     def models(self) -> tuple[nn.Module, ...]:
@@ -240,7 +248,8 @@ def load(
     """Load a trained model from a run's folder or a checkpoint; nothing else is needed.
 
     Args:
-        path: A folder that `ccsnet train` wrote (its best checkpoint is taken), or a file.
+        path: A folder that `ccsnet train` wrote (its best checkpoint is taken), a file, or a model
+            on the Hugging Face hub: "user/model", "user/model@revision".
         device: cpu, cuda, mps; by default the best there is.
         also: More runs or files, whose mean with the first is predicted.
 
@@ -249,7 +258,7 @@ def load(
         InputError: The file is damaged, or not a checkpoint of ccsnet, or one that predicts other
             classes than the first.
     """
-    return predictor_of(read_checkpoint(path), device, also=[read_checkpoint(one) for one in also])
+    return predictor_of(open_run(path), device, also=[open_run(one) for one in also])
 
 
 def predictor_of(
@@ -281,7 +290,9 @@ def predictor_of(
             )
     device = device or best_device()
     model, *others = (load_model(one).to(device) for one in (checkpoint, *also))
-    return Predictor(model, first, others)
+    predictor = Predictor(model, first, others)
+    predictor.checkpoint = None if also else checkpoint
+    return predictor
 
 
 def _tested(info: ClassInfo) -> tuple[object, ...]:

@@ -176,7 +176,7 @@ def _whole(label: int, pieces: list[Any]) -> Area:
 
     if len(pieces) == 1:
         return Area(label, pieces[0])
-    shape = shapely.union_all(pieces)
+    shape: Any = shapely.union_all(pieces)
     rings = [_corners(shapely.get_coordinates(ring)) for ring in (shape.exterior, *shape.interiors)]
     return Area(label, shapely.Polygon(rings[0], rings[1:]))
 

@@ -15,26 +15,16 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
+import ccsnet
 from ccsnet.checkpoint import load_model, read_checkpoint, save_checkpoint
 from ccsnet.cli import run as run_command
 from ccsnet.errors import InputError
-from ccsnet.hub import HubModel, HubName, find_run, hub_name
+from ccsnet.hub import HubName, find_run, hub_name
 from ccsnet.model_card import model_card
 from ccsnet.predict import Predictor, predictor_of
 from tests.shapes import CLASSES
 
 COMMIT = "1" * 40
-
-
-class Attached(Predictor, HubModel):
-    """A predictor that can be published, whether or not all are."""
-
-    @classmethod
-    def of_checkpoint(cls, checkpoint, device=None):
-        made = predictor_of(checkpoint, device)
-        predictor = cls(made.model, made.info)
-        predictor.checkpoint = checkpoint
-        return predictor
 
 
 class Hub(NamedTuple):
@@ -155,7 +145,7 @@ def offline(monkeypatch, tmp_path):
 
 @pytest.fixture
 def predictor(run):
-    return Attached.of_checkpoint(read_checkpoint(run.out), "cpu")
+    return Predictor.of_checkpoint(read_checkpoint(run.out), "cpu")
 
 
 def push(predictor, name="me/shapes", **options):
@@ -208,19 +198,18 @@ def test_a_model_is_published_and_fetched(predictor, hub, run, tmp_path, capsys)
     assert set(files) == {"best.safetensors", "config.json", "best.json", "README.md"}
     image = run.data / "images" / "val" / "0.png"
     expected = predictor.predict(image).label
-    for name in ("me/shapes", "me/shapes@v1", "hf://me/shapes"):
-        fetched = Attached.from_pretrained(name, device="cpu")
+    for name in ("me/shapes", "me/shapes@v1"):
+        fetched = ccsnet.load(name, device="cpu")
         assert np.array_equal(fetched.predict(image).label, expected)
-    again = Attached.from_pretrained("me/shapes", revision="v1", device="cpu")
+    again = Predictor.from_pretrained("me/shapes", revision="v1", device="cpu")
     assert again.info == predictor.info
-    folder = find_run("me/shapes")
-    assert run_command(["evaluate", str(folder), "--dataset", str(run.data)]) == 0
+    assert run_command(["evaluate", "me/shapes", "--dataset", str(run.data)]) == 0
     assert f"{100 * run.result.metrics.miou:.1f}" in capsys.readouterr().out
 
 
 def test_a_folder_is_written_and_read(predictor, run, tmp_path):
     predictor.save_pretrained(tmp_path / "model")
-    loaded = Attached.from_pretrained(tmp_path / "model", device="cpu")
+    loaded = Predictor.from_pretrained(tmp_path / "model", device="cpu")
     image = run.data / "images" / "val" / "1.png"
     assert np.array_equal(loaded.predict(image).label, predictor.predict(image).label)
     small, whole = tmp_path / "model" / "best.safetensors", run.out / "best.safetensors"
@@ -237,7 +226,7 @@ def test_nothing_of_this_machine_is_published(predictor, hub, run):
 
 def test_a_fetched_model_is_published_again(predictor, hub):
     push(predictor)
-    push(Attached.from_pretrained("me/shapes", device="cpu"), "me/copy")
+    push(Predictor.from_pretrained("me/shapes", device="cpu"), "me/copy")
     first, second = hub.repositories["me/shapes"], hub.repositories["me/copy"]
     assert first["best.json"] == second["best.json"]
     assert first["config.json"] == second["config.json"]
@@ -267,7 +256,9 @@ def test_a_repository_that_has_the_last_checkpoint_alone(predictor, hub):
 def test_a_model_made_by_hand(run, hub):
     made = predictor_of(read_checkpoint(run.out), "cpu")
     with pytest.raises(InputError, match="put together by hand"):
-        push(Attached(made.model, made.info))
+        push(Predictor(made.model, made.info))
+    with pytest.raises(InputError, match="the mean of several"):
+        push(ccsnet.load(run.out, "cpu", also=[run.out]))
     assert hub.asked == []
 
 
@@ -342,7 +333,7 @@ def test_what_was_fetched_before_needs_no_network(predictor, hub, monkeypatch):
     monkeypatch.setattr("ccsnet.hub._answers", lambda: False)
     asked = len(hub.asked)
     assert find_run("me/shapes") == folder
-    loaded = Attached.from_pretrained("me/shapes", device="cpu", local_files_only=True)
+    loaded = Predictor.from_pretrained("me/shapes", device="cpu", local_files_only=True)
     assert loaded.classes == CLASSES
     assert len(hub.asked) == asked
 
