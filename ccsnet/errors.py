@@ -11,6 +11,10 @@ class InputError(ValueError):
     """
 
 
+class NotFiniteError(InputError, FloatingPointError):
+    """A model's predictions are NaN or infinite: the image or the weights hold such values."""
+
+
 def unknown_name(kind: str, got: str, allowed: Iterable[str], hint: str = "") -> InputError:
     """The error for a name that does not exist, with the nearest names that do.
 

@@ -26,6 +26,7 @@ from ccsnet.data.loading import (
     training_batches,
 )
 from ccsnet.data.parallel import num_processors
+from ccsnet.errors import NotFiniteError
 from ccsnet.evaluate import Evaluation, evaluate, evaluation_to_json
 from ccsnet.files import atomic_path
 from ccsnet.keeping import Checkpoints, Learner
@@ -434,20 +435,27 @@ class _Run:
             if self.log is not None and len(shown) < MAX_PICTURES:
                 shown.append((sample, prediction))
 
-        with whole(self.checkpoints.evaluated):
-            measured = evaluate(
-                self.checkpoints.evaluated,
-                samples,
-                self.spec.classes,
-                ignore_index=self.spec.ignore_index,
-                batch_size=self.config.train.validate_batch_size,
-                window=self.spec.window,
-                per_image=True,
-                progress=self.reporter.advance,
-                watch=watch,
-                processes=self.processes,
-                stop=lambda: self.signals.asked != 0,
-            )
+        try:
+            with whole(self.checkpoints.evaluated):
+                measured = evaluate(
+                    self.checkpoints.evaluated,
+                    samples,
+                    self.spec.classes,
+                    ignore_index=self.spec.ignore_index,
+                    batch_size=self.config.train.validate_batch_size,
+                    window=self.spec.window,
+                    per_image=True,
+                    progress=self.reporter.advance,
+                    watch=watch,
+                    processes=self.processes,
+                    stop=lambda: self.signals.asked != 0,
+                )
+        except NotFiniteError as error:
+            raise FloatingPointError(
+                f"After step {self.step} the model predicts numbers that are NaN or infinite. "
+                "Checkpoints are from before it. Lower --lr, set --clip-norm 1, or use "
+                "--precision float32."
+            ) from error
         request = self._agreed_request()
         if request is not None:
             raise request

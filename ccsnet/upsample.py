@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
-from ccsnet.errors import InputError
+from ccsnet.errors import NotFiniteError
 
 CHUNK_BYTES = 2**20
 """Interpolated logits held at once: they stay in the processor's cache."""
@@ -83,7 +83,7 @@ def upsample_argmax(
         return full.argmax(1)
     # The sum of finite numbers may be infinite; only then every number is looked at.
     if not logits.sum(dtype=torch.float32).isfinite() and not logits.float().isfinite().all():
-        raise InputError(
+        raise NotFiniteError(
             "The logits hold NaN or infinite values; a label map needs finite ones. "
             "Look for the first such value in the weights or the image, or use a wider precision."
         )

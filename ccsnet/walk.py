@@ -79,7 +79,8 @@ def _images_of(item: Path | str, without: Path | None) -> Iterator[Path]:
                 for d in inner
                 if os.path.abspath(os.path.join(folder, d)) != left_out  # noqa: PTH100, PTH118
             )
-            yield from (Path(folder, f) for f in sorted(files) if _is_image(f))
+            images = (Path(folder, f) for f in sorted(files) if _is_image(f))
+            yield from (image for image in images if image.is_file())  # No pipes, no devices.
     elif glob.has_magic(str(item)):
         matches = sorted(glob.iglob(str(item), recursive=True))  # noqa: PTH207
         yield from (Path(f) for f in matches if _is_image(f) and Path(f).is_file())

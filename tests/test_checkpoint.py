@@ -133,7 +133,7 @@ def test_pickles_are_not_run(tmp_path):
     for module in (Path(ccsnet.__file__).parent).glob("*.py"):
         text = module.read_text()
         assert "torch.load" not in text, module
-        assert "pickle" not in text, module
+        assert "pickle" not in text.replace("allow_pickle=False", ""), module
 
 
 class Harmful:

@@ -323,12 +323,21 @@ def test_four_bands_are_measured(tmp_path):
 
 
 def test_a_loss_that_is_no_number(shapes, tmp_path):
-    config = tiny_config(shapes, steps=9)
+    config = tiny_config(shapes, steps=9, validate_every=9)
     optim = dataclasses.replace(config.optim, lr=1e30)
     with pytest.raises(
         FloatingPointError, match=r"step \d is not a number .* images were \d, \d\."
     ):
         train(dataclasses.replace(config, optim=optim), tmp_path / "run")
+
+
+def test_predictions_that_are_no_numbers(shapes, tmp_path):
+    """Found where the model is validated: it is not saved."""
+    config = tiny_config(shapes, steps=9, validate_every=1)
+    optim = dataclasses.replace(config.optim, lr=1e30, warmup_steps=0)
+    with pytest.raises(FloatingPointError, match=r"After step 1 the model .* NaN or infinite"):
+        train(dataclasses.replace(config, optim=optim), tmp_path / "run")
+    assert not (tmp_path / "run" / LAST).exists()
 
 
 def test_an_existing_run_is_kept(run):

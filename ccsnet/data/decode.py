@@ -40,15 +40,16 @@ def check_file(path: Path) -> None:
         FileNotFoundError: There is no such file.
         InputError: It is a folder, or a device or a pipe, whose reading might never end.
     """
+    if path.is_file():
+        return
     if path.is_dir():
         raise InputError(f"{path} is a folder, not an image. Name a file: {IMAGE_KINDS}.")
     if not path.exists():
         raise FileNotFoundError(f"No file {path}. Check the path, and that the data is complete.")
-    if not path.is_file():
-        raise InputError(
-            f"{path} is a device, a pipe or a socket, not a file. Write the image to a file "
-            f"({IMAGE_KINDS}) and name that."
-        )
+    raise InputError(
+        f"{path} is a device, a pipe or a socket, not a file. Write the image to a file "
+        f"({IMAGE_KINDS}) and name that."
+    )
 
 
 def read_file(path: Path) -> bytes:
