@@ -51,7 +51,7 @@ def test_beit_at_its_own_size_is_timms():
 
 
 @pytest.mark.filterwarnings("ignore:.*(searchsorted|non-tuple sequence)")  # timm's own
-@pytest.mark.parametrize("size", [(320, 256), (512, 512)])
+@pytest.mark.parametrize("size", [(320, 256), pytest.param((512, 512), marks=pytest.mark.slow)])
 def test_beit_at_a_larger_size_is_timms_resized_to_it(size):
     torch.manual_seed(0)
     backbone = create_backbone("beit_base_patch16_224").eval()
