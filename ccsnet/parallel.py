@@ -15,6 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ccsnet.processes import sign_in
 
+if torch.distributed.is_available():
+    # Its default arguments are the group of the moment of the import. Were that one's threads kept
+    # alive by them, `part` could not end them, and now and then the interpreter's end is aborted.
+    import torch.distributed.nn.functional
+
 
 class Processes:
     """This process among those that were started with it, by torchrun or accelerate.

@@ -148,6 +148,26 @@ def test_a_process_that_hangs_ends_the_run(shapes, tmp_path, rank):
     assert train_in(2, shapes, out, *LONG, "--steps", str(steps + 1), "--resume", "auto")
 
 
+PARTED = """
+import pathlib
+from ccsnet.parallel import Processes, part
+Processes(cpu=True).wait()
+import ccsnet.train, torch.distributed.fsdp, torch.distributed.nn.functional
+part()
+names = [task.joinpath("comm").read_text() for task in pathlib.Path("/proc/self/task").iterdir()]
+assert not [name for name in names if "gloo" in name], names
+"""
+
+
+@pytest.mark.slow
+def test_no_thread_outlives_parting(tmp_path):
+    """One that does aborts the interpreter's end, now and then."""
+    program = tmp_path / "program.py"
+    program.write_text(PARTED)
+    ended = launch([str(program)], 2)
+    assert ended.returncode == 0, ended.stderr
+
+
 @pytest.mark.parametrize(
     "error",
     [
