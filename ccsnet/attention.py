@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from ccsnet.data.loading import image_tensor
 from ccsnet.data.transforms import resize_aligned
-from ccsnet.draw import colourise, legend
+from ccsnet.draw import colourise, legend, rgb_of
 from ccsnet.errors import InputError
 from ccsnet.heads._base import resize
 from ccsnet.heads.ccs import CCSHead, ClassAttention, relevant_classes, window_of
-from ccsnet.pictures import mark, rgb_of, side_by_side
+from ccsnet.pictures import mark, side_by_side
 from ccsnet.predict import Predictor
 
 

@@ -47,9 +47,7 @@ class BoundaryCounts(Counts):
                 f"dilation_ratio is {dilation_ratio}; give a number above 0, such as "
                 f"{DILATION_RATIO}."
             )
-        super().__init__(3 * num_classes)
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
+        super().__init__(3 * num_classes, num_classes, ignore_index)
         self.dilation_ratio = dilation_ratio
 
     def update(

@@ -23,14 +23,15 @@ class CalibrationCounts(Counts):
         num_classes: Classes, from 0.
         ignore_index: The label that counts nowhere.
         num_bins: Bins of confidence between 0 and 1.
+
+    Raises:
+        InputError: There is no bin.
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255, num_bins: int = NUM_BINS) -> None:
         if num_bins < 1:
             raise InputError(f"num_bins is {num_bins}; give 1 or more, such as {NUM_BINS}.")
-        super().__init__(3 * num_bins)
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
+        super().__init__(3 * num_bins, num_classes, ignore_index)
         self.num_bins = num_bins
 
     def update(

@@ -9,11 +9,11 @@ import os
 import socket
 import time
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from ccsnet.errors import InputError
-from ccsnet.files import atomic_path
+from ccsnet.files import atomic_path, fitting_name
 
 STALE_SECONDS = 900.0
 """Age at which a claim from another machine counts as left behind.
@@ -75,6 +75,20 @@ class Claims:
             return Answer("done", record)
         return Answer("ours")
 
+    def is_taken(self, name: str) -> bool:
+        """Whether another process may still be at work on an image."""
+        claim = self._path(name, ".claim")
+        return name not in self._held and claim.exists() and self._is_alive(claim)
+
+    @property
+    def holds_any(self) -> bool:
+        """Whether there is an image of ours that is neither finished nor dropped."""
+        return bool(self._held)
+
+    def is_own(self, record: Mapping[str, Any]) -> bool:
+        """Whether this call has finished an image."""
+        return record.get("by") == self._owner
+
     def finish(self, name: str, record: Mapping[str, Any]) -> None:
         """Note that all of an image's files are written."""
         text = json.dumps({"settings": self.settings, "by": self._owner, **record})
@@ -111,11 +125,12 @@ class Claims:
                     yield Path(folder) / name
 
     def _path(self, name: str, suffix: str) -> Path:
-        return self.folder / f"{name}{suffix}"
+        image = PurePosixPath(name)
+        return self.folder / image.parent / fitting_name(image.name, suffix)
 
     def _finished(self, name: str, kinds: Collection[str], out: Path) -> dict[str, Any] | None:
         record = _read(self._path(name, ".json"))
-        if record is None or (self.anew and record.get("by") != self._owner):
+        if record is None or (self.anew and not self.is_own(record)):
             return None
         if not all((out / file).exists() for file in record["files"]):
             return None
@@ -132,7 +147,8 @@ class Claims:
         except FileExistsError:
             return False
         with os.fdopen(handle, "w") as file:
-            json.dump(self._owner, file)
+            # Not `json.dump`, which leaves a few thousand bytes to the garbage collector each time.
+            file.write(json.dumps(self._owner))
         return True
 
     def _is_alive(self, claim: Path) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from ccsnet.arguments import parse, positional
 from ccsnet.cli_data import data
 from ccsnet.cli_export import export
+from ccsnet.cli_hub import push
 from ccsnet.cli_predict import evaluate, predict
 from ccsnet.cli_raster import raster
 from ccsnet.cli_runs import runs
@@ -53,6 +54,15 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:  # Whoever read the output has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        print(
+            "error: This needs the package torch, which is not installed: pip install ccsnet. "
+            "Without it, `ccsnet predict --runtime` runs exported models.",
+            file=sys.stderr,
+        )
+        return 2
     except (InputError, OSError, FloatingPointError) as error:
         if os.environ.get("CCSNET_DEBUG"):
             raise
@@ -216,6 +226,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "raster": raster,
     "export": export,
     "convert": convert,
+    "push": push,
     "data": data,
     "demo": demo,
     "list": list_names,

@@ -1,7 +1,6 @@
 """The verbs that use a trained model: an argument, one call, a table. Like `cli`, this prints."""
 
 import dataclasses
-import json
 import os
 import sys
 from dataclasses import dataclass, field
@@ -16,6 +15,9 @@ from ccsnet.predict_config import PredictConfig
 if TYPE_CHECKING:
     from ccsnet.evaluate import Evaluation
     from ccsnet.parallel import Processes
+
+
+WORST_SHOWN = 5  # Images in the terminal.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +38,15 @@ class EvaluateArguments:
     calibration: bool = False
     """Also measure how far the model's confidence is from its accuracy."""
     per_image: bool = False
-    """Also say within what the mIoU lies, by drawing the images anew; the file gets every image's
-    mIoU, worst first."""
+    """Also show the worst images, and say within what the mIoU lies, by drawing the images anew.
+    Always so with --out."""
+    out: Path | None = None
+    """Folder for all figures: evaluation.json, classes.csv, images.csv (worst first),
+    confusion.csv, confusion.png, and evaluation.html, a page with all of it."""
+    overwrite: bool = False
+    """Replace what an earlier evaluation has left in --out."""
     json: Path | None = None
-    """Also write all figures to this file."""
+    """Also write all figures to this file alone; it is replaced when it is there."""
     cpu: bool = False
     """Use the processor even where there is a GPU."""
 
@@ -64,7 +71,7 @@ def evaluate(arguments: list[str]) -> int:
     try:
         return _evaluate(run_name, options, Processes(cpu=options.cpu))
     except RuntimeError as error:
-        from ccsnet.processes import explain_timeout
+        from ccsnet.lost_process import explain_timeout
 
         if explain_timeout(error) is None:
             raise
@@ -87,6 +94,10 @@ def _evaluate(run_name: str, options: EvaluateArguments, processes: "Processes |
     from ccsnet.progress import Silent
     from ccsnet.terminal import TerminalReporter, make_console
 
+    if options.out is not None:
+        from ccsnet.figures import free_folder
+
+        free_folder(options.out, overwrite=options.overwrite)
     checkpoint = open_run(run_name)
     data = checkpoint.config.data
     if options.dataset is not None:
@@ -119,40 +130,61 @@ def _evaluate(run_name: str, options: EvaluateArguments, processes: "Processes |
         samples,
         spec.classes,
         ignore_index=spec.ignore_index,
-        per_image=options.per_image,
+        per_image=options.per_image or options.out is not None,
         boundary=options.boundary,
         calibration=options.calibration,
         progress=reporter.advance,
         processes=processes,
     )
     reporter.end()
-    if speaks:
-        _tell(measured, options)
+    if not speaks:
+        return 0
+    if options.json is not None:
+        from ccsnet.figures import figures_json, write_text
+
+        write_text(options.json, figures_json(measured))
+    if options.out is not None:
+        from ccsnet.figures import write_evaluation
+
+        write_evaluation(
+            options.out,
+            measured,
+            spec,
+            pairs=spec.pairs(root, split),
+            predict=lambda image: pipeline.scores([image]).label(0, image.shape[:2]).cpu().numpy(),
+            facts={
+                "model": " + ".join([run_name, *options.also]),
+                "step": checkpoint.step,
+                "images": f"split {split} of {spec.name} in {root}",
+                "how": dataclasses.asdict(options.how),
+            },
+            reporter=reporter,
+        )
+        reporter.end()
+    _tell(measured, options)
     return 0
 
 
 def _tell(measured: "Evaluation", options: EvaluateArguments) -> None:
-    """Print the figures, and write them where that is asked for."""
-    from ccsnet.files import atomic_path
+    """Print the figures, and where they are."""
     from ccsnet.metrics import percent
-    from ccsnet.terminal import make_console, metrics_table
+    from ccsnet.terminal import make_console, metrics_table, table
 
     metrics, console = measured.metrics, make_console()
-    figures = dict(metrics.to_dict())
     lines: list[str] = []
-    if options.boundary:
-        lines.append(f"boundary IoU {percent(metrics.mean_boundary_iou)}")
     if options.calibration:
         lines.append(f"expected calibration error {percent(metrics.ece)}")
     if metrics.per_image is not None:
-        low, high = (float(end) for end in metrics.interval("miou"))
+        low, high = (float(end) for end in metrics.intervals["miou"])
         lines.append(f"95 % of redrawn sets have a mIoU from {percent(low)} to {percent(high)}")
-        figures["miou_interval"] = [low, high]
-        figures["per_image"] = measured.per_image
     console.print(*metrics_table(metrics), *lines, sep="\n", highlight=False)
-    if options.json is not None:
-        with atomic_path(options.json) as aside:
-            aside.write_text(json.dumps(figures, indent=2) + "\n")
+    if measured.per_image:
+        rows = [[name, percent(miou)] for name, miou in measured.per_image[:WORST_SHOWN]]
+        columns = {"image": "left", "mIoU %": "right"}
+        console.print(table("The worst images", columns, rows))
+    if options.out is not None:
+        said = f"All figures are in {options.out}, and on a page: evaluation.html"
+        console.print(said, highlight=False, markup=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +212,7 @@ class PredictArguments:
     how: PredictConfig = field(default_factory=PredictConfig)
     resume: bool = False
     """Skip what an earlier call has finished. Several calls with it, also on several machines,
-    share the images; so do those of torchrun."""
+    share the images; so do the processes of torchrun."""
     overwrite: bool = False
     """Replace results that are there already."""
     json: Path | None = None
@@ -217,7 +249,12 @@ def _predict(run_name: str, inputs: list[str], options: PredictArguments) -> int
     from ccsnet.terminal import TerminalReporter, make_console, table
 
     together = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    speaks = os.environ.get("RANK", "0") == "0"
+    speaks = not together or os.environ.get("RANK") == "0"
+    if together and options.overwrite:
+        raise InputError(
+            "Under torchrun nothing is replaced, since one process cannot tell what another has "
+            f"just made from what was there: remove {options.out}, or give another --out."
+        )
     console = make_console()
     reporter = TerminalReporter(console) if speaks else Silent()
     predictor = load(run_name, _device_here(options.cpu), also=options.also)
@@ -233,26 +270,30 @@ def _predict(run_name: str, inputs: list[str], options: PredictArguments) -> int
         config=options.how,
         resume=options.resume or together,
         overwrite=options.overwrite,
-        summary=options.json if speaks else None,
+        summary=options.json,
+        finish=speaks,
         reporter=reporter,
     )
+    if not speaks:  # torchrun ends all when one of them says that something failed.
+        return 0
     num = result.labelled + result.done_before
     if num + result.elsewhere == 0 and len(result.failures) == 1:
         raise InputError(result.failures[0][1])
     for image, error in result.failures:
-        print(f"failed: {image}: {error}", file=sys.stderr)
-    if speaks:
-        rows = [[name, percent(share)] for name, share in result.areas.items()]
-        kinds = [*save, *filter(None, [options.format, "at" if options.at else ""])]
-        parts = {"done before": result.done_before, "in other processes": result.elsewhere}
-        parts["failed"] = len(result.failures)
-        told = "".join(f", {count} {what}" for what, count in parts.items() if count)
+        print(f"failed: {error if image in error else f'{image}: {error}'}", file=sys.stderr)
+    rows = [[name, percent(share)] for name, share in result.areas.items()]
+    kinds = [*save, *filter(None, [options.format, "at" if options.at else ""])]
+    done = "done before or by others" if together else "done before"
+    parts = {done: result.done_before, "in other processes": result.elsewhere}
+    parts["failed"] = len(result.failures)
+    told = "".join(f", {count} {what}" for what, count in parts.items() if count)
+    if rows:
         console.print(table("Share of the pictures", {"class": "left", "%": "right"}, rows))
-        console.print(
-            f"{num} image{'s' * (num != 1)}: {', '.join(kinds)} in {options.out}{told}",
-            highlight=False,
-            markup=False,
-        )
+    console.print(
+        f"{num} image{'s' * (num != 1)}: {', '.join(kinds)} in {options.out}{told}",
+        highlight=False,
+        markup=False,
+    )
     return 1 if result.failures else 0
 
 

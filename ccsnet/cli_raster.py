@@ -1,10 +1,11 @@
 """`ccsnet raster`: arguments, one call, a table."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ccsnet.arguments import parse, positional
 from ccsnet.errors import InputError
+from ccsnet.rasters_config import RasterConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,16 +16,13 @@ class RasterArguments:
     """The GeoTIFF to write; none: SCENE-labels.tif in this folder."""
     polygons: Path | None = None
     """Also write the labels' areas: a .gpkg (the scene's coordinates) or .geojson (degrees)."""
-    window: int | None = None
-    """Side of overlapping square windows; none: as the run is evaluated, else 512."""
-    overlap: float = 0.25
-    """Share of a window's side that neighbours have in common."""
-    batch_size: int = 4
-    """Windows per forward pass."""
-    bands: tuple[int, ...] = ()
-    """The scene's bands in the model's order, such as 4 3 2; none: all, without alpha."""
+    also: tuple[str, ...] = ()
+    """More runs or files of the same classes: the mean of all is predicted."""
+    how: RasterConfig = field(default_factory=RasterConfig)
     overwrite: bool = False
     """Replace results that are there already."""
+    cpu: bool = False
+    """Use the processor even where there is a GPU."""
 
 
 def raster(arguments: list[str]) -> int:
@@ -35,7 +33,7 @@ def raster(arguments: list[str]) -> int:
     """
     from ccsnet.metrics import percent
     from ccsnet.predict import load
-    from ccsnet.rasters import RasterConfig, label_raster
+    from ccsnet.rasters import label_raster
     from ccsnet.terminal import TerminalReporter, make_console, table
 
     run, arguments = positional("run", arguments, "raster", RasterArguments, raster.__doc__)
@@ -49,20 +47,14 @@ def raster(arguments: list[str]) -> int:
             f"One scene at a time, got {len(scenes)}: ccsnet raster {run} SCENE.tif. Label several "
             "as one through a VRT: gdalbuildvrt all.vrt a.tif b.tif"
         )
-    config = RasterConfig(
-        window=options.window,
-        overlap=options.overlap,
-        batch_size=options.batch_size,
-        bands=options.bands,
-    )
     out = options.out or Path(f"{Path(scenes[0]).stem}-labels.tif")
     console = make_console()
     try:
         made = label_raster(
-            load(run),
+            load(run, "cpu" if options.cpu else None, also=options.also),
             scenes[0],
             out,
-            config,
+            options.how,
             polygons=options.polygons,
             overwrite=options.overwrite,
             reporter=TerminalReporter(console),

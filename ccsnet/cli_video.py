@@ -67,8 +67,8 @@ def video(arguments: list[str]) -> int:
         )
     height, width = made.size
     console.print(
-        f"{made.out}: {made.frames} frames of {width} x {height} at {made.rate:g} per second; "
-        f"labelled at {made.frames_per_second:.3g} per second"
+        f"{made.out}: {made.frames} frames of {width} x {height} at {made.rate:g} per second, "
+        f"without sound; labelled at {made.frames_per_second:.3g} per second"
         f"{', and stopped there' * made.interrupted}.",
         highlight=False,
         markup=False,

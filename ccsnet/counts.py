@@ -19,13 +19,17 @@ class Counts:
 
     Args:
         size: How many numbers.
+        num_classes: Classes, from 0.
+        ignore_index: The label that counts nowhere.
 
     Attributes:
         counts: The numbers, where the images were counted.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, num_classes: int, ignore_index: int) -> None:
         self.counts: Tensor = torch.zeros(size, dtype=torch.long)
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
 
     def add(self, other: "Counts") -> None:
         """Take in what another one counted."""
@@ -44,9 +48,7 @@ class ConfusionMatrix(Counts):
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
-        super().__init__(num_classes**2)
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
+        super().__init__(num_classes**2, num_classes, ignore_index)
 
     def update(
         self, label: Integer[Tensor, "*B H W"], prediction: Integer[Tensor, "*B H W"]

@@ -184,7 +184,7 @@ def _write(
         confusion_section(metrics, beside=out / "confusion.png"),
         images_section(
             measured,
-            predictor,
+            lambda image: predictor.predict(image).label,
             spec,
             spec.pairs(root, "val"),
             describe=_degrees,

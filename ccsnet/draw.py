@@ -1,10 +1,10 @@
-"""Paint label maps: colours, overlays, legends."""
+"""Paint label maps: colours, overlays, legends. And images of any kind, as a screen shows them."""
 
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Integer, Num, UInt8
 
 from ccsnet.datasets._spec import Colour
 
@@ -35,6 +35,32 @@ def overlay(
     """
     blend = cv2.addWeighted(image, 1 - opacity, colourise(label, colours), opacity, 0)
     return np.where((label < len(colours))[..., None], blend, image)
+
+
+def rgb_of(
+    image: Num[np.ndarray, "H W C"], size: tuple[int, ...] | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
+    """An image of any bands and depth as a screen can show it.
+
+    RGB of 8 bits is shown as it is. Of other images the first three bands, or the first alone as
+    grey, are stretched between their darkest and brightest hundredth.
+
+    Args:
+        image: Values as in the file.
+        size: Height and width to scale it to; none: as it is.
+    """
+    bands = image[..., :3] if image.shape[2] >= 3 else image[..., [0, 0, 0]]
+    if bands.dtype not in (np.uint8, np.uint16):  # Tensors of 16-bit images are int32.
+        bands = bands.astype(np.float32)  # OpenCV resizes few other types.
+    if size is not None and tuple(size) != bands.shape[:2]:
+        bands = cv2.resize(
+            np.ascontiguousarray(bands), (size[1], size[0]), interpolation=cv2.INTER_AREA
+        )
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        return np.ascontiguousarray(bands)
+    low, high = np.percentile(bands, (1, 99))
+    stretched = (bands - low) / max(float(high - low), 1e-9) * 255
+    return stretched.clip(0, 255).astype(np.uint8)
 
 
 def legend(

@@ -1,6 +1,7 @@
 """Measure a model on a labelled set: batches by equal size, one streaming confusion matrix."""
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from ccsnet.data.loading import (
     evaluation_samples,
 )
 from ccsnet.datasets._spec import DatasetSpec
+from ccsnet.depth import depth_warning
 from ccsnet.errors import InputError
 from ccsnet.grid import ScoreGrid
 from ccsnet.inference import Pipeline
@@ -73,6 +75,10 @@ def evaluate(
         watch: Shown every image with its label map.
         processes: Those that share the set: each measures its samples, all return the whole.
         stop: Asked after every batch; once it says yes, the rest is left out.
+
+    Raises:
+        InputError: A sample cannot be read, its label has what is no class, or it does not fit into
+            the pipeline's `max_memory`.
     """
     if isinstance(model, Pipeline):
         pipeline = model
@@ -90,7 +96,7 @@ def evaluate(
     bins = CalibrationCounts(len(classes), ignore_index) if calibration else None
     kept = ImageCounts() if per_image else None
     count = 0
-    for batch in _batches(samples, pipeline):
+    for batch in _batches(_told_of_depth(samples, pipeline), pipeline):
         grid = _scores(pipeline, batch)
         for index, sample in enumerate(batch):
             size = (sample.label.shape[0], sample.label.shape[1])
@@ -145,6 +151,19 @@ def pipeline_samples(
 
     Images that are seen in one way are brought to their size by the workers that read them; the
     pipeline itself resizes the others, from the size of their files.
+
+    Args:
+        pipeline: How images are seen.
+        spec: The data set.
+        root: Its folder.
+        config: How it is read.
+        split: Which of its splits.
+        rank: Number of this process among those that share the split.
+        world_size: How many they are.
+
+    Raises:
+        FileNotFoundError: The data is not there.
+        InputError: The split is unknown or empty, or an image has no label.
     """
     if pipeline.takes_resized:
         multiple = 32 if pipeline.window is None else 1
@@ -169,17 +188,24 @@ def evaluation_from_json(text: str, source: str) -> Evaluation:
     """
     try:
         values = json.loads(text)
-        metrics = Metrics(
-            classes=tuple(values["iou"]),
-            confusion=np.array(values["confusion"], np.int64),
-            images=values["images"],
-        )
-        return Evaluation(metrics, [(name, miou) for name, miou in values["per_image"]])
-    except (ValueError, KeyError, TypeError) as error:
+        ranking = [(name, miou) for name, miou in values["per_image"]]
+        return Evaluation(Metrics.from_dict(values), ranking)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{source} does not hold the figures of a validation ({error!r}): it was not written "
             "by `ccsnet train`, or it was cut short."
         ) from error
+
+
+def _told_of_depth(samples: Iterable[Sample], pipeline: Pipeline) -> Iterator[Sample]:
+    """The samples; warns of the first with values beyond those that the models were made for."""
+    text = None
+    for sample in samples:
+        if text is None:
+            text = depth_warning(pipeline.models, sample.image.cpu().numpy(), sample.name)
+            if text is not None:
+                warnings.warn(text, stacklevel=2)
+        yield sample
 
 
 def _batches(samples: Iterable[Sample], pipeline: Pipeline) -> Iterator[list[Sample]]:
@@ -191,18 +217,7 @@ def _batches(samples: Iterable[Sample], pipeline: Pipeline) -> Iterator[list[Sam
     if pipeline.window is None and pipeline.config.max_memory is None:
         yield from batches_of_equal_size(samples, pipeline.config.batch_size)
         return
-    group: list[Sample] = []
-    for sample in samples:
-        if group and sample.image.shape != group[0].image.shape:
-            yield group
-            group = []
-        group.append(sample)
-        bands, *size = sample.image.shape
-        if len(group) >= pipeline.images_at_once(size, bands):
-            yield group
-            group = []
-    if group:
-        yield group
+    yield from pipeline.together(samples, lambda one: (*one.image.shape[1:], one.image.shape[0]))
 
 
 def _scores(pipeline: Pipeline, batch: Sequence[Sample]) -> ScoreGrid:

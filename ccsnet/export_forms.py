@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ccsnet import runtime
+from ccsnet.backbones._sizes import take_multiples_of_32
 from ccsnet.errors import InputError
 from ccsnet.runtime import KEY, STRIDE, ExportedModel, ExportInfo
 from ccsnet.segmenter import Segmenter
@@ -28,11 +28,12 @@ MAX_DIFFERENT = 0.001
 """Share of pixels at which an exported model's label maps may differ from the checkpoint's."""
 SMALLEST = (64, 256)
 """Least sides that an export for all sizes is tried with: torch.export takes a symbolic number to
-be at least 2, so 64; a head that enlarges small maps (smp.PAN) takes one path only from 256 on."""
+be at least 2, so 64; a trace of a head that enlarges small maps (smp.PAN) holds from 256."""
 EXAMPLE = (2, 320, 384)
 """Batch, height and width that are traced. One image would be baked into PVTv2."""
-OTHER_SIZES = ((64, 96), (448, 256))
-"""Heights and widths that a trace is tried at, to find out whether it holds for all."""
+LARGE = (576, 544)
+"""A height and a width that a trace is tried at, to find out whether it holds for all: beyond 512,
+where what is pooled by 8 at stride 32 (smp.PAN) has more than one place."""
 
 
 class ExportNetwork(nn.Module):
@@ -82,11 +83,42 @@ def _program(network: nn.Module, info: ExportInfo) -> tuple[torch.export.Exporte
             shape |= {3: STRIDE * torch.export.Dim("columns", min=least)}
         # A copy: some models keep what they compute for a size, here symbols and not numbers.
         own = copy.deepcopy(network)
+        take_multiples_of_32(own)
         try:
-            return torch.export.export(own, (example,), dynamic_shapes=(shape,)), smallest
+            program = torch.export.export(own, (example,), dynamic_shapes=(shape,))
+            # What it took for granted of sizes is asked only where it runs.
+            _check_same(program.module(), network, info, smallest)
+            return program, smallest
         except Exception as failed:  # It has many classes for what it cannot do.
-            error = str(failed).strip().partition("\n")[0]
+            error = _first_line(failed)
     raise cannot(error, info)
+
+
+def _check_same(
+    made: Callable[[Tensor], Tensor], network: nn.Module, info: ExportInfo, smallest: int
+) -> None:
+    """Try what was made of a network at other sizes than the traced one.
+
+    Raises:
+        RuntimeError: It labels images in another way; many other errors if it fails.
+    """
+    sizes = (info.size, info.size) if info.size else ((smallest, smallest + STRIDE), LARGE)
+    for batch, size in zip((3, 1), sizes, strict=True):
+        image = torch.rand(batch, info.channels, *size) * 255
+        found, wanted = made(image), network(image)
+        if found.ndim == 4:
+            found, wanted = found.argmax(1), wanted.argmax(1)
+        # Small maps have few places; a graph that took sizes for granted is wrong at most of them.
+        if found.shape != wanted.shape or (found != wanted).float().mean() > 10 * MAX_DIFFERENT:
+            raise RuntimeError(f"a trace is wrong at {size[0]} x {size[1]}")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().rpartition("\n")[2]
 
 
 def cannot(reason: str, info: ExportInfo) -> InputError:
@@ -114,43 +146,28 @@ def _open_torch_export(path: Path) -> ExportedModel:
     return _opened(program.module(), texts[KEY], path)
 
 
-class _NumbersForTruth(TorchFunctionMode):
-    """Has `scatter` write 1 for True, the same to a mask: torch.jit takes numbers alone there."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict | None = None
-    ) -> Any:
-        if func is Tensor.scatter:
-            args = tuple(int(value) if isinstance(value, bool) else value for value in args)
-        return func(*args, **(kwargs or {}))
-
-
 def _write_torchscript(network: nn.Module, path: Path, info: ExportInfo) -> ExportInfo:
     size = info.size or EXAMPLE[1:]
     example = torch.rand(EXAMPLE[0], info.channels, *size) * 255
-    # A trace may have made numbers of sizes; whether it has, other sizes tell.
-    sizes = [(1, *size), (3, *size)]
-    if info.size is None:
-        sizes += [(1, *other) for other in OTHER_SIZES]
     try:
-        with _NumbersForTruth():
-            traced: Any = torch.jit.trace(copy.deepcopy(network), example, check_trace=False)
-        for shape in sizes:
-            image = torch.rand(shape[0], info.channels, *shape[1:]) * 255
-            found, wanted = traced(image), network(image)
-            if found.shape != wanted.shape or _share_different(found, wanted) > MAX_DIFFERENT:
-                raise RuntimeError(f"a trace is wrong at {shape[1]} x {shape[2]}")
+        traced: Any = torch.jit.trace(copy.deepcopy(network), example, check_trace=False)
     except RuntimeError as error:
-        raise cannot(str(error).strip().rpartition("\n")[2], info) from error
-    info = replace(info, smallest=STRIDE if info.size else min(map(min, OTHER_SIZES)))
+        raise cannot(_last_line(error), info) from error
+    info = replace(info, smallest=_holds_from(traced, network, info))
     torch.jit.save(traced, path, _extra_files={KEY: info.to_json()})
     return info
 
 
-def _share_different(found: Tensor, wanted: Tensor) -> float:
-    if found.ndim == 4:
-        found, wanted = found.argmax(1), wanted.argmax(1)
-    return float((found != wanted).float().mean())
+def _holds_from(traced: Callable[[Tensor], Tensor], network: nn.Module, info: ExportInfo) -> int:
+    """The least side that a trace takes: it may have made numbers of sizes, which others tell."""
+    error = ""
+    for smallest in SMALLEST if info.size is None else (STRIDE,):
+        try:
+            _check_same(traced, network, info, smallest)
+            return smallest
+        except RuntimeError as failed:
+            error = _last_line(failed)
+    raise cannot(error, info)
 
 
 def _open_torchscript(path: Path) -> ExportedModel:
@@ -174,14 +191,17 @@ def _write_onnx(network: nn.Module, path: Path, info: ExportInfo) -> ExportInfo:
 
     program, smallest = _program(network, info)
     info = replace(info, smallest=smallest)
-    made = torch.onnx.export(
-        program,
-        dynamo=True,
-        optimize=True,
-        verbose=False,
-        input_names=["image"],
-        output_names=["label" if info.label_map else "logits"],
-    )
+    try:
+        made = torch.onnx.export(
+            program,
+            dynamo=True,
+            optimize=True,
+            verbose=False,
+            input_names=["image"],
+            output_names=["label" if info.label_map else "logits"],
+        )
+    except Exception as error:  # Of several kinds; the cause says what is missing.
+        raise cannot(_first_line(error.__cause__ or error), info) from error
     assert made is not None, "the dynamo exporter returns its program"
     model = made.model_proto
     onnx.helper.set_model_props(model, {KEY: info.to_json()})
@@ -197,6 +217,8 @@ def _write_openvino(network: nn.Module, path: Path, info: ExportInfo) -> ExportI
     try:
         info = _write_onnx(network, middle, info)
         model = openvino.convert_model(middle)
+    except RuntimeError as error:
+        raise cannot(_first_line(error), info) from error
     finally:
         middle.unlink(missing_ok=True)
     model.set_rt_info(info.to_json(), KEY)

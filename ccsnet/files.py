@@ -1,14 +1,34 @@
 """Writing files that are complete or absent."""
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+NAME_BYTES = 255
+"""The most bytes of a file's name. Source: the limit of ext4, XFS, NTFS (there characters) and
+APFS."""
+SOME = 32
+"""Characters of a name that tell whose a file is; in UTF-8 no more than 128 bytes."""
+
+
+def fits(name: str) -> bool:
+    """Whether a file can be called so, as far as its length goes."""
+    return len(os.fsencode(name)) <= NAME_BYTES
+
+
+def fitting_name(name: str, suffix: str) -> str:
+    """The name with a suffix; where that is too long, its beginning, a digest and the suffix."""
+    if fits(name + suffix):
+        return name + suffix
+    digest = hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()
+    return f"{name[:SOME]}-{digest}{suffix}"
+
 
 @contextlib.contextmanager
-def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
+def atomic_path(path: Path, *, durable: bool = True, folder: Path | None = None) -> Iterator[Path]:
     """A name to write to; when the block ends well, the file is moved to `path` as a whole.
 
     Missing parent folders are made. When the block fails, or the disk is full, nothing is left
@@ -18,9 +38,13 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
         path: The file to write.
         durable: Wait until the disk has it, so that it outlives a power cut; not for what is
             quickly made again.
+        folder: Where to write it first, on the same disk; none: beside `path`. What a killed
+            process leaves there is the folder's owner's to clear.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    # A part of the name alone: the name itself may be as long as names can be.
+    prefix, suffix = f".{path.stem[:SOME]}-", path.suffix[:SOME]
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=folder or path.parent)
     os.close(handle)
     aside = Path(name)
     try:

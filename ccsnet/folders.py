@@ -8,36 +8,37 @@ import collections
 import concurrent.futures
 import dataclasses
 import hashlib
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from ccsnet.attention import attention_head, attention_of, pixel_picture, relevant_picture
-from ccsnet.claims import Answer, Claims
-from ccsnet.data.images import read_image, write_index_png, write_png
+from ccsnet.attention import attention_head
+from ccsnet.claims import Claims
 from ccsnet.data.parallel import num_processors
 from ccsnet.errors import InputError
+from ccsnet.folders_work import Made, Work
 from ccsnet.formats import server_values
 from ccsnet.outputs import (
     KINDS,
-    areas_of,
     check_kinds,
     write_area_csv,
     write_segments_json,
     write_summary,
 )
-from ccsnet.predict import PredictConfig, Prediction, Predictor
+from ccsnet.predict import PredictConfig, Predictor
 from ccsnet.progress import Reporter, Silent
 from ccsnet.walk import Found, Targets, survey, walk_images
 
 RECORDS = ".records"
 """The folder, in that of the results, that knows which images are finished."""
 BEHIND = 4  # Results that may wait to be written.
+POLL = 0.2  # Seconds between looks at what another process is at work on.
 MAX_READERS = 8
 
 Item = TypeVar("Item")
@@ -52,9 +53,9 @@ class FolderResult:
     labelled: int
     """Images finished by this call."""
     done_before: int
-    """Images that were finished already, with `resume`."""
+    """Images that were finished already, or that others have finished, with `resume`."""
     elsewhere: int
-    """Images that another process was at work on."""
+    """Images that another process was still at work on."""
     failures: tuple[tuple[str, str], ...]
     """Images that could not be labelled, and why."""
     areas: dict[str, float]
@@ -79,6 +80,7 @@ def label_folder(
     resume: bool = False,
     overwrite: bool = False,
     summary: Path | None = None,
+    finish: bool = True,
     workers: int = -1,
     reporter: Reporter | None = None,
 ) -> FolderResult:
@@ -86,7 +88,8 @@ def label_folder(
 
     An image that cannot be labelled is noted, and the others go on. With `resume`, images that are
     finished are skipped, and several calls, on any machines that see the folder, share the
-    images: each takes one that nobody has. Files are complete or absent.
+    images: each takes one that nobody has, waits at the end for those that others have, and labels
+    those that others have left. Files are complete or absent.
 
     Args:
         predictor: The model.
@@ -99,13 +102,15 @@ def label_folder(
         resume: Go on with what an earlier call left, or share the work with others.
         overwrite: Replace what is there.
         summary: A JSON file of the result and of every finished image.
+        finish: Wait for the others, and write what is said of all images in one file; of calls that
+            were started together, one is enough.
         workers: Threads that read; -1: as many as there are processors, 8 at most.
         reporter: Told of each image; of a single one that is seen in windows, of each window.
 
     Raises:
         FileNotFoundError: An input names nothing.
         InputError: Two images would be written to one file, a file is there already, there is no
-            image, or the model cannot give what is asked for.
+            image, the model cannot give what is asked for, or `out` cannot be written to.
         OSError: A result cannot be written.
     """
     if resume and overwrite:
@@ -117,8 +122,13 @@ def label_folder(
     if plan.looks:
         attention_head(predictor)
     total = survey(inputs, plan, keep=resume or overwrite)
+    _check_writable(out)
+    if summary is not None:
+        _check_writable(summary.parent)
+        if summary.is_dir():
+            raise InputError(f"The summary is to be written to {summary}, a folder. Name a file.")
     config = config or PredictConfig()
-    work = _Work(
+    work = Work(
         predictor=predictor,
         plan=plan,
         config=config,
@@ -131,12 +141,29 @@ def label_folder(
     workers = min(num_processors(), MAX_READERS) if workers < 0 else max(1, workers)
     try:
         _run(work, walk_images(inputs, out), workers, reporter if total > 1 else Silent())
+        while finish and resume and work.elsewhere:
+            work.forget()
+            _run(work, _left(work, walk_images(inputs, out), reporter), workers, Silent())
     finally:
         work.claims.drop_all()
         reporter.end()
-    result = work.result(time.perf_counter() - started)
-    _join(work, result, summary)
+    result = _result(work, time.perf_counter() - started)
+    if finish:
+        _join(work, result, summary)
     return result
+
+
+def _check_writable(folder: Path) -> None:
+    """Make a folder, and find out before all the work whether files can be made in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"No results can be written to {folder}: {error.strerror or error}. Give another "
+            "folder, or make this one writable."
+        ) from error
 
 
 def _window_bar(reporter: Reporter) -> Callable[[int, int], None]:
@@ -166,126 +193,7 @@ def _fingerprint(predictor: Predictor, config: PredictConfig) -> str:
     return digest.hexdigest()
 
 
-class Made(NamedTuple):
-    """What the network says of an image."""
-
-    prediction: Prediction
-    looked: dict[str, np.ndarray]
-    """Pictures of what it looked at, by kind, where they are wanted."""
-
-
-@dataclass(kw_only=True)
-class _Work:
-    """What the steps of labelling share."""
-
-    predictor: Predictor
-    plan: Targets
-    config: PredictConfig
-    values: np.ndarray | None
-    claims: Claims
-    progress: Callable[[int, int], None] | None
-    labelled: int = 0
-    done_before: int = 0
-    elsewhere: int = 0
-    shares: collections.Counter[int] = field(default_factory=collections.Counter)
-    failures: list[tuple[str, str]] = field(default_factory=list)
-
-    def read(self, found: Found) -> tuple[Found, Answer, np.ndarray | Exception | None]:
-        """Whose an image is, and its pixels if it is ours; runs in a thread."""
-        answer = self.claims.ask(found.name, self.kinds, self.plan.out)
-        if answer.whose != "ours":
-            return found, answer, None
-        try:
-            return found, answer, read_image(found.path, self.predictor.info.channels)
-        except (InputError, OSError, MemoryError) as error:
-            return found, answer, error
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """All that is made of an image."""
-        at = "" if self.plan.at is None else "at {} {}".format(*self.plan.at)
-        return (*self.plan.save, *filter(None, [self.plan.server, at]))
-
-    def at_once(self, image: np.ndarray) -> int:
-        """How many images of this one's size to label together."""
-        try:
-            pipeline = self.predictor.pipeline(self.config)
-            return pipeline.images_at_once(image.shape[:2], image.shape[2])
-        except InputError:  # It does not fit into the memory: labelling it says so.
-            return 1
-
-    def label(self, images: list[np.ndarray]) -> list[Made]:
-        """The predictions of images of one size."""
-        keep_probs = any(KINDS[kind].probs for kind in self.plan.save)
-        predictions = self.predictor.predict_batch(
-            images, self.config, self.progress, keep_probs=keep_probs
-        )
-        return [Made(one, self._looked(one)) for one in predictions]
-
-    def _looked(self, prediction: Prediction) -> dict[str, np.ndarray]:
-        pictures: dict[str, np.ndarray] = {}
-        if not self.plan.looks:
-            return pictures
-        image, names = prediction.image, (self.predictor.classes, self.predictor.colours)
-        attention = attention_of(self.predictor, image)
-        if "relevant" in self.plan.save:
-            pictures["relevant"] = relevant_picture(image, attention, *names)
-        if self.plan.at is not None:
-            pictures["at"] = pixel_picture(image, attention, *names, *self.plan.at)
-        return pictures
-
-    def write(self, found: Found, made: Made) -> None:
-        """Write an image's files and then its record; runs in a thread."""
-        prediction, looked = made
-        files, segments = self.plan.files(found.name), None
-        for kind, file in files.items():
-            path = self.plan.out / file
-            if kind == self.plan.server:
-                assert self.values is not None, "a server has values"
-                write_index_png(path, self.values[prediction.label])
-            elif kind in looked:
-                write_png(path, looked[kind])
-            else:
-                write = KINDS[kind].write
-                assert write is not None, "only such kinds have files"
-                segments = write(path, prediction) or segments
-        areas = areas_of(prediction.label, len(self.predictor.classes))
-        record = {
-            "image": found.name,
-            "kinds": self.kinds,
-            "files": list(files.values()),
-            "size": prediction.label.shape,
-            "pixels": list(areas.items()),
-        }
-        self.claims.finish(found.name, record | ({"segments": segments} if segments else {}))
-        self.labelled += 1
-        self.count(record)
-
-    def fail(self, found: Found, error: Exception) -> None:
-        """Note why an image has no result, and leave it to a later call."""
-        self.failures.append((str(found.path), str(error) or type(error).__name__))
-        self.claims.drop(found.name)
-
-    def count(self, record: Mapping[str, Any]) -> None:
-        """Add an image's areas."""
-        pixels = record["size"][0] * record["size"][1]
-        self.shares.update({index: num / pixels for index, num in record["pixels"]})
-
-    def result(self, seconds: float) -> FolderResult:
-        """What became of them."""
-        num, classes = self.labelled + self.done_before, self.predictor.classes
-        return FolderResult(
-            out=self.plan.out,
-            labelled=self.labelled,
-            done_before=self.done_before,
-            elsewhere=self.elsewhere,
-            failures=tuple(self.failures),
-            areas={classes[i]: share / num for i, share in self.shares.most_common()},
-            seconds=seconds,
-        )
-
-
-def _run(work: _Work, images: Iterable[Found], workers: int, reporter: Reporter) -> None:
+def _run(work: Work, images: Iterable[Found], workers: int, reporter: Reporter) -> None:
     """Threads read ahead, this one runs the network, another writes behind."""
     writes: collections.deque[concurrent.futures.Future[None]] = collections.deque()
     group: list[tuple[Found, np.ndarray]] = []
@@ -314,8 +222,7 @@ def _run(work: _Work, images: Iterable[Found], workers: int, reporter: Reporter)
                     label_group()
                 continue
             if answer.record is not None:
-                work.done_before += 1
-                work.count(answer.record)
+                work.found(answer.record)
             elif isinstance(pixels, Exception):
                 work.fail(found, pixels)
             else:
@@ -326,7 +233,25 @@ def _run(work: _Work, images: Iterable[Found], workers: int, reporter: Reporter)
             write.result()
 
 
-def _labelled(work: _Work, images: list[np.ndarray]) -> list[Made | Exception]:
+def _left(work: Work, images: Iterable[Found], reporter: Reporter) -> Iterator[Found]:
+    """The images, each when nobody else is at work on it any longer; those that failed left out.
+
+    What is finished is found so, and what others have left is labelled. Nobody waits who holds an
+    image: two that wait for each other would never end.
+    """
+    failed, told = {path for path, _ in work.failures}, False
+    for found in images:
+        if str(found.path) in failed:
+            continue
+        while work.claims.is_taken(found.name) and not work.claims.holds_any:
+            if not told:
+                reporter.note("Waiting for images that other processes are at work on.")
+                told = True
+            time.sleep(POLL)
+        yield found
+
+
+def _labelled(work: Work, images: list[np.ndarray]) -> list[Made | Exception]:
     """What the network says of images of one size, or why it says nothing of one."""
     if not images:
         return []
@@ -365,7 +290,21 @@ def _ahead(
             future.cancel()
 
 
-def _join(work: _Work, result: FolderResult, summary: Path | None) -> None:
+def _result(work: Work, seconds: float) -> FolderResult:
+    """What became of them."""
+    num, classes = work.labelled + work.done_before, work.predictor.classes
+    return FolderResult(
+        out=work.plan.out,
+        labelled=work.labelled,
+        done_before=work.done_before,
+        elsewhere=work.elsewhere,
+        failures=tuple(work.failures),
+        areas={classes[i]: share / num for i, share in work.shares.most_common()},
+        seconds=seconds,
+    )
+
+
+def _join(work: Work, result: FolderResult, summary: Path | None) -> None:
     """Write what is said of all images in one file, from the records."""
     classes, colours = work.predictor.classes, work.predictor.colours
     while True:

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import re
-import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from ccsnet.backbones._files import answers
 from ccsnet.checkpoint import (
     BEST,
     LAST,
@@ -37,6 +38,7 @@ from ccsnet.data.images import write_bytes
 from ccsnet.errors import InputError
 from ccsnet.model_card import model_card, stored_metrics
 from ccsnet.plugins import plugin_names
+from ccsnet.publish import account_token, make_room, refused
 from ccsnet.run_folder import BEST_FILE, CONFIG_FILE
 from ccsnet.segmenter import Segmenter
 
@@ -47,7 +49,6 @@ PREFIX = "hf://"
 LOCAL = "runs"
 """Below this folder training writes; a name that starts so is never looked for on the hub."""
 
-_PATIENCE = 3.0  # Seconds that the hub is given to answer.
 _NAME = re.compile(r"(?P<repository>[^/@]+/[^/@]+)(?:@(?P<revision>[A-Za-z0-9_][\w./-]*))?", re.A)
 
 
@@ -106,8 +107,8 @@ def hub_name(name: Path | str) -> HubName | None:
             return HubName(found["repository"], found["revision"])
     if explicit:
         raise InputError(
-            f"{text!r} names no model on the Hugging Face hub. Allowed: {PREFIX}USER/MODEL, and "
-            "@REVISION behind it; letters, digits, - _ and . in each."
+            f"{text.removeprefix(PREFIX)!r} names no model on the Hugging Face hub. Allowed: "
+            "USER/MODEL, and @REVISION behind it; letters, digits, - _ and . in each."
         )
     return None
 
@@ -195,19 +196,12 @@ def _silent() -> str:
 
 
 def _answers() -> bool:
-    """Whether the hub, or a proxy before it, says anything; it is asked for three seconds."""
-    answered = threading.Event()
+    """Whether the hub, or a proxy before it, says anything."""
 
-    def ask() -> None:
-        with contextlib.suppress(Exception):
-            huggingface_hub.get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
-            answered.set()
+    def ask(seconds: float) -> None:
+        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=seconds)
 
-    # In a thread, since looking up a name knows no time limit.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_PATIENCE)
-    return answered.is_set()
+    return answers(ask)
 
 
 @contextlib.contextmanager
@@ -240,6 +234,7 @@ def explained(name: HubName, what_failed: str) -> Iterator[None]:
 
 
 class HubModel(
+    ABC,
     ModelHubMixin,
     library_name="ccsnet",
     pipeline_tag="image-segmentation",
@@ -261,11 +256,11 @@ class HubModel(
     checkpoint: Checkpoint | None = None
 
     @classmethod
+    @abstractmethod
     def of_checkpoint(
         cls: type[Published], checkpoint: Checkpoint, device: str | None = None
     ) -> Published:
-        """The predictor that an opened checkpoint describes."""
-        raise NotImplementedError
+        """The predictor that an opened checkpoint describes, on a device (the best by default)."""
 
     @classmethod
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -326,7 +321,8 @@ class HubModel(
             The address of what was published.
 
         Raises:
-            InputError: The name is none, the model was made by hand, or the hub does not take it.
+            InputError: The name is none, the model was made by hand, nobody is logged in, it is to
+                be private where a public one is, or the hub does not take it.
         """
         name = hub_name(f"{PREFIX}{repo_id.removeprefix(PREFIX)}")
         if name is None or name.revision is not None:
@@ -334,10 +330,12 @@ class HubModel(
         checkpoint = self._own_checkpoint()  # Before the hub is told to make a repository.
         stored_metrics(checkpoint)
         options["model_card_kwargs"] = {"name": name.repository, "licence": licence}
+        options["token"] = token = account_token(options.get("token"))
         failed = f"The model could not be published as {name} on the Hugging Face hub."
         if not _answers():
             raise InputError(f"{failed} {_silent()}")
-        with explained(name, f"{failed} Is your account in it, and `hf auth login` done?"):
+        with refused(failed):
+            make_room(name.repository, token, options.get("private"), options.get("branch"))
             return super().push_to_hub(name.repository, **options)
 
     def generate_model_card(  # pyright: ignore[reportIncompatibleMethodOverride]

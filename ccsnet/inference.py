@@ -9,11 +9,11 @@ Letters: B images, C bands, H W a size in pixels, N classes, h w places of the s
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
+from ccsnet.cpu_kernels import FasterKernels
 from ccsnet.data.loading import image_tensor
 from ccsnet.data.transforms import resize_image, scaled_size
 from ccsnet.errors import InputError
@@ -39,6 +40,9 @@ TOGETHER = 2**22
 
 MARGIN = 1.3
 """Measured peaks of forward passes were 0.8 to 1.25 times what `forward_bytes` says."""
+
+
+Item = TypeVar("Item")
 
 
 class Plan(NamedTuple):
@@ -180,6 +184,38 @@ class Pipeline:
         height, width = self.seen_size(size, max(self.config.scales), None)
         return max(1, min(plan.batch_size, TOGETHER // (height * width)))
 
+    def together(
+        self, items: Iterable[Item], shape: Callable[[Item], Sequence[int]]
+    ) -> Iterator[list[Item]]:
+        """Neighbours of one shape, as many as are to be seen together.
+
+        Those before an item that cannot be read are given out before its error is raised.
+
+        Args:
+            items: Images, or what has one each.
+            shape: Height, width and bands of an item's image.
+
+        Raises:
+            InputError: Images do not fit into `max_memory`.
+        """
+        group: list[Item] = []
+        try:
+            for item in items:
+                height, width, bands = shape(item)
+                if group and tuple(shape(group[0])) != (height, width, bands):
+                    yield group
+                    group = []
+                group.append(item)
+                if len(group) >= self.images_at_once((height, width), bands):
+                    yield group
+                    group = []
+        except (InputError, OSError):
+            if group:
+                yield group
+            raise
+        if group:
+            yield group
+
     def num_windows(self, size: Sequence[int], window: tuple[int, int], scale: float = 1.0) -> int:
         """How many windows there are of an image at a scale."""
         return len(window_corners(self.seen_size(size, scale, window), *window))
@@ -256,6 +292,7 @@ class Pipeline:
         mode = self._mode()
         if self.config.channels_last is not None:
             in_memory_order(model.get_submodule("backbone"), mode)
+        model = FasterKernels(model, self.device)
         return model if mode.precision == "float32" else Autocast(model, mode, self.device)
 
     def plan(self, size: Sequence[int], bands: int) -> Plan:

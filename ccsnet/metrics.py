@@ -4,7 +4,9 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -13,18 +15,41 @@ from ccsnet.counts import ConfusionMatrix, ImageCounts
 from ccsnet.errors import InputError
 from ccsnet.scores import (
     CLASS_SCORES,
+    LEVEL,
     MEANS,
     OVERALL,
+    RESAMPLES,
     Interval,
     Sums,
     bootstrap,
+    bootstraps,
     calibration_error,
     mean_of_present,
     score,
     sums_of,
 )
 
-__all__ = ["ConfusionMatrix", "ImageCounts", "Metrics", "confusion_csv", "percent"]
+__all__ = [
+    "ConfusionMatrix",
+    "ImageCounts",
+    "ImageScores",
+    "Metrics",
+    "confusion_csv",
+    "image_scores",
+    "percent",
+    "shown_columns",
+]
+
+SHOWN: Mapping[str, tuple[str, str]] = {
+    "IoU": ("iou", "miou"),
+    "Dice": ("dice", "mean_dice"),
+    "accuracy": ("accuracy", "mean_accuracy"),
+    "precision": ("precision", "mean_precision"),
+    "boundary IoU": ("boundary_iou", "mean_boundary_iou"),
+}
+"""Columns of tables for people: heading, the classes' figures, their mean."""
+WITH_INTERVAL = (*MEANS, *OVERALL, "iou")
+"""What `Metrics.intervals` has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +71,8 @@ class Metrics:
     """What `BoundaryCounts.table` gives, where it was measured."""
     calibration: Int64[np.ndarray, "3 bins"] | None = None
     """What `CalibrationCounts.table` gives, where it was measured."""
+    stored_intervals: Mapping[str, Interval] = field(default_factory=dict)
+    """Those that were read from a file, which does not hold the counts of images."""
 
     def __post_init__(self) -> None:
         if not 0 < self.beta < math.inf:
@@ -149,9 +176,14 @@ class Metrics:
         return float(score(name, self._sums))
 
     def interval(
-        self, name: str = "miou", *, level: float = 0.95, resamples: int = 1000, seed: int = 0
+        self,
+        name: str = "miou",
+        *,
+        level: float = LEVEL,
+        resamples: int = RESAMPLES,
+        seed: int = 0,
     ) -> Interval:
-        """What a metric lies within, were the images drawn anew: see `scores.bootstrap`.
+        """What a metric lies within, were the images drawn anew: see `scores.bootstraps`.
 
         Args:
             name: A metric of the confusion matrix, one number or one per class.
@@ -171,13 +203,26 @@ class Metrics:
             name, self.per_image, level=level, resamples=resamples, seed=seed, beta=self.beta
         )
 
+    @cached_property
+    def intervals(self) -> Mapping[str, Interval]:
+        """The 95 % intervals of all means and overall metrics, and of the classes' IoU.
+
+        Empty where the counts of the images were neither kept nor stored as intervals.
+        """
+        if self.per_image is None:
+            return self.stored_intervals
+        return bootstraps(WITH_INTERVAL, self.per_image, beta=self.beta)
+
     @property
     def _sums(self) -> Sums:
         confusion = self.confusion.astype(np.float64)
         return Sums(np.diag(confusion).copy(), confusion.sum(1), confusion.sum(0), self.beta)
 
     def to_dict(self) -> Mapping[str, object]:
-        """For JSON: absent classes are null; what was not measured is left out."""
+        """For JSON: absent classes are null; what was not measured is left out.
+
+        Of the images, their number and the intervals over them are kept.
+        """
         means = {name: self.value(name) for name in (*MEANS, *OVERALL)}
         per_class = {name: score(name, self._sums) for name in CLASS_SCORES}
         counts: dict[str, object] = {}
@@ -188,21 +233,23 @@ class Metrics:
         if self.calibration is not None:
             means["ece"] = self.ece
             counts["calibration"] = self.calibration.tolist()
+        if self.intervals:
+            counts["intervals"] = {
+                name: self._by_class(np.stack(ends, 1)) if name in CLASS_SCORES else _rounded(ends)
+                for name, ends in self.intervals.items()
+            }
         return {
             **{name: _rounded(value) for name, value in means.items()},
             "beta": self.beta,
             "images": self.images,
             "pixels": int(self.confusion.sum()),
-            **{
-                name: {
-                    one: _rounded(float(value))
-                    for one, value in zip(self.classes, values, strict=True)
-                }
-                for name, values in per_class.items()
-            },
+            **{name: self._by_class(values) for name, values in per_class.items()},
             "confusion": self.confusion.tolist(),
             **counts,
         }
+
+    def _by_class(self, values: Float64[np.ndarray, "N ..."]) -> dict[str, object]:
+        return {one: _rounded(value) for one, value in zip(self.classes, values, strict=True)}
 
     @classmethod
     def from_dict(cls, values: Mapping) -> "Metrics":
@@ -215,6 +262,11 @@ class Metrics:
         def counts(name: str) -> Int64[np.ndarray, "A B"] | None:
             return np.array(values[name], np.int64) if name in values else None
 
+        def interval(ends: Mapping | Sequence) -> Interval:
+            rows = list(ends.values()) if isinstance(ends, Mapping) else ends
+            return Interval(*np.array(rows, np.float64).T)  # None becomes NaN.
+
+        stored = values.get("intervals", {})
         return cls(
             classes=tuple(values["iou"]),
             confusion=np.array(values["confusion"], np.int64),
@@ -222,7 +274,77 @@ class Metrics:
             beta=values.get("beta", 1.0),
             boundary=counts("boundary"),
             calibration=counts("calibration"),
+            stored_intervals={name: interval(ends) for name, ends in stored.items()},
         )
+
+
+class ImageScores(NamedTuple):
+    """The figures of one image; a mean is over the classes that are present in it."""
+
+    image: str
+    pixels: int
+    """Labelled and not ignored."""
+    miou: float
+    mean_dice: float
+    mean_accuracy: float
+    pixel_accuracy: float
+    iou: Float64[np.ndarray, " N"]
+    """Per class; NaN where the image has none of it."""
+
+    def to_dict(self, classes: Sequence[str]) -> dict[str, object]:
+        """For JSON; only the present classes have an IoU."""
+        means = {name: _rounded(getattr(self, name)) for name in IMAGE_MEANS}
+        present = np.flatnonzero(~np.isnan(self.iou)).tolist()
+        return {
+            "image": self.image,
+            "pixels": self.pixels,
+            **means,
+            "iou": {classes[i]: _rounded(self.iou[i]) for i in present},
+        }
+
+
+IMAGE_MEANS = ("miou", "mean_dice", "mean_accuracy", "pixel_accuracy")
+"""What is one number for an image, in the order of `ImageScores`."""
+
+
+def image_scores(metrics: Metrics, ranking: Sequence[tuple[str, float]]) -> list[ImageScores]:
+    """The figures of every image with a valid pixel, worst mIoU first.
+
+    Args:
+        metrics: With the counts of the images.
+        ranking: Names and mIoU of these images, as `ImageCounts.worst_first` gives them.
+
+    Raises:
+        InputError: The counts of the images were not kept.
+    """
+    if metrics.per_image is None:
+        raise InputError(
+            "A table of the images needs the counts of every image, which were not kept: measure "
+            "with ImageCounts and give Metrics(per_image=...)."
+        )
+    # The counts are in the order of the names; the ranking has all but those without a pixel.
+    counted = [counts for counts in metrics.per_image if counts[1].any()]
+    found = []
+    for (name, _), counts in zip(sorted(ranking), counted, strict=True):
+        sums = sums_of(counts, metrics.beta)
+        found.append(
+            ImageScores(
+                image=name,
+                pixels=int(counts[1].sum()),
+                **{one: float(score(one, sums)) for one in IMAGE_MEANS},
+                iou=score("iou", sums),
+            )
+        )
+    return sorted(found, key=lambda row: (row.miou, row.image))
+
+
+def shown_columns(metrics: Metrics) -> dict[str, list[float]]:
+    """Headings of tables for people, and below each the classes' figures and their mean."""
+    return {
+        heading: [*getattr(metrics, name).tolist(), getattr(metrics, mean)]
+        for heading, (name, mean) in SHOWN.items()
+        if name != "boundary_iou" or metrics.boundary is not None
+    }
 
 
 def confusion_csv(metrics: Metrics) -> str:
@@ -238,8 +360,11 @@ def confusion_csv(metrics: Metrics) -> str:
     return text.getvalue()
 
 
-def _rounded(value: float) -> float | None:
-    return None if math.isnan(value) else round(value, 6)
+def _rounded(value: Any) -> object:
+    """Six digits, and None for NaN, which JSON does not have; of several numbers a list."""
+    if np.ndim(value):
+        return [_rounded(one) for one in value]
+    return None if math.isnan(value) else round(float(value), 6)
 
 
 def percent(value: float | None) -> str:

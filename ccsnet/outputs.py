@@ -18,10 +18,9 @@ from numpy.lib import format as npy
 
 from ccsnet.data.images import write_index_png, write_palette_png, write_png
 from ccsnet.datasets._spec import Colour
-from ccsnet.draw import colourise, overlay
+from ccsnet.draw import colourise, overlay, rgb_of
 from ccsnet.errors import InputError, unknown_name
 from ccsnet.files import atomic_path
-from ccsnet.pictures import rgb_of
 
 
 @runtime_checkable
@@ -259,7 +258,7 @@ def write_segments_json(
                     second.write(comma + json.dumps(_image(number, record)))
                 file.write('\n],\n"images": [')
                 second.seek(0)
-                while text := second.read(1 << 20):
+                while text := second.read(1 << 16):
                     file.write(text)
                 file.write("\n]}\n")
         finally:

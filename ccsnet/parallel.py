@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ccsnet.processes import sign_in
+from ccsnet.lost_process import sign_in
 
 if torch.distributed.is_available():
     # Its default arguments are the group of the moment of the import. Were that one's threads kept

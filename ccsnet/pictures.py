@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ccsnet.data.loading import Sample
 from ccsnet.datasets._spec import Colour, DatasetSpec
-from ccsnet.draw import colourise, error_map
+from ccsnet.draw import colourise, error_map, rgb_of
 
 GAP = 6  # White pixels between pictures that stand side by side.
 MAX_HEIGHT, MAX_WIDTH = 512, 1024  # Of one picture among those.
@@ -56,7 +56,7 @@ def comparison(
     """Image, truth, prediction and errors side by side.
 
     Args:
-        image: Of any number of bands (see `rgb_of`); scaled to the label's size.
+        image: Of any number of bands (see `ccsnet.draw.rgb_of`); scaled to the label's size.
         label: Truth.
         prediction: Of the same size.
         colours: One for each class.
@@ -75,32 +75,6 @@ def comparison(
             error_map(small[0], small[1], ignore_index),
         ]
     )
-
-
-def rgb_of(
-    image: Num[np.ndarray, "H W C"], size: tuple[int, ...] | None = None
-) -> UInt8[np.ndarray, "h w 3"]:
-    """An image of any bands and depth as a screen can show it.
-
-    RGB of 8 bits is shown as it is. Of other images the first three bands, or the first alone as
-    grey, are stretched between their darkest and brightest hundredth.
-
-    Args:
-        image: Values as in the file.
-        size: Height and width to scale it to; none: as it is.
-    """
-    bands = image[..., :3] if image.shape[2] >= 3 else image[..., [0, 0, 0]]
-    if bands.dtype not in (np.uint8, np.uint16):  # Tensors of 16-bit images are int32.
-        bands = bands.clip(0, 65535).astype(np.uint16)
-    if size is not None and tuple(size) != bands.shape[:2]:
-        bands = cv2.resize(
-            np.ascontiguousarray(bands), (size[1], size[0]), interpolation=cv2.INTER_AREA
-        )
-    if image.dtype == np.uint8 and image.shape[2] == 3:
-        return np.ascontiguousarray(bands)
-    low, high = np.percentile(bands, (1, 99))
-    stretched = (bands - low) / max(float(high - low), 1e-9) * 255
-    return stretched.clip(0, 255).astype(np.uint8)
 
 
 def fitting_size(size: tuple[int, ...], most: tuple[int, int]) -> tuple[int, int]:

@@ -1,13 +1,10 @@
-"""Label maps of images: one or many, from files, folders and globs."""
+"""Label maps of images, one or many; `ccsnet.folders` writes those of files."""
 
-import glob
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -15,18 +12,19 @@ from jaxtyping import Float16, Integer, Num, UInt8
 from torch import nn
 
 from ccsnet.checkpoint import Checkpoint, ClassInfo, load_model
-from ccsnet.data.images import read_image, write_index_png, write_palette_png, write_png
-from ccsnet.draw import overlay
+from ccsnet.data.images import read_image
+from ccsnet.depth import depth_warning
+from ccsnet.draw import overlay, rgb_of
 from ccsnet.errors import InputError
-from ccsnet.formats import server_values
 from ccsnet.hub import HubModel, open_run
 from ccsnet.inference import Pipeline
+from ccsnet.outputs import KINDS, areas_of, check_kinds
 from ccsnet.predict_config import PredictConfig
 from ccsnet.progress import Silent
 from ccsnet.segmenter import Segmenter
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".gif")
 Save = Literal["index", "color", "overlay"]
+Made = TypeVar("Made", bound="Predictor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,22 +42,17 @@ class Prediction:
     @property
     def area(self) -> dict[str, float]:
         """Share of the pixels that each class takes, largest first; absent ones left out."""
-        counts = np.bincount(self.label.ravel(), minlength=len(self.classes))
-        order = np.argsort(-counts, kind="stable")
-        total = self.label.size
-        return {self.classes[i]: float(counts[i] / total) for i in order if counts[i]}
-
-    @cached_property
-    def _rgb(self) -> UInt8[np.ndarray, "H W 3"]:
-        if self.image.dtype == np.uint8 and self.image.shape[2] == 3:
-            return self.image
-        bands = self.image[..., :3] if self.image.shape[2] >= 3 else self.image[..., [0, 0, 0]]
-        low, high = np.percentile(bands, (1, 99))
-        return np.clip((bands - low) / max(high - low, 1e-9) * 255, 0, 255).astype(np.uint8)
+        counts = areas_of(self.label, len(self.classes))
+        order = sorted(counts, key=lambda index: -counts[index])
+        return {self.classes[index]: counts[index] / self.label.size for index in order}
 
     def overlay(self, opacity: float = 0.5) -> UInt8[np.ndarray, "H W 3"]:
-        """The image with the classes painted over it."""
-        return overlay(self._rgb, self.label, self.colours, opacity)
+        """The image, as `ccsnet.draw.rgb_of` shows it, with the classes painted over it.
+
+        Args:
+            opacity: Of the paint, 0 to 1.
+        """
+        return overlay(rgb_of(self.image), self.label, self.colours, opacity)
 
     def save(self, path: Path | str, kind: Save = "color") -> None:
         """Write a PNG.
@@ -68,14 +61,15 @@ class Prediction:
             path: Where to; replaced when it is there.
             kind: "index" (grey values are class indices), "color" (the same indices with a
                 palette, so that any viewer shows colours) or "overlay".
+
+        Raises:
+            InputError: There is no such kind.
+            OSError: The file cannot be written.
         """
-        path = Path(path)
-        if kind == "index":
-            write_index_png(path, self.label)
-        elif kind == "color":
-            write_palette_png(path, self.label, self.colours)
-        else:
-            write_png(path, self.overlay())
+        check_kinds([kind])
+        write = KINDS[kind].write
+        assert write is not None, "each of these is one file"
+        write(Path(path), self)
 
 
 class Predictor(HubModel):
@@ -96,6 +90,8 @@ class Predictor(HubModel):
         note: Told what a setting led to; by default nobody is.
     """
 
+    _told_of_depth = False
+
     def __init__(self, model: Segmenter, info: ClassInfo, others: Sequence[Segmenter] = ()) -> None:
         self.model = model
         self.info = info
@@ -106,9 +102,15 @@ class Predictor(HubModel):
         self._pipelines: dict[tuple[PredictConfig, int], Pipeline] = {}
 
     @classmethod
-    def of_checkpoint(cls, checkpoint: Checkpoint, device: str | None = None) -> "Predictor":  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The predictor that an opened checkpoint describes."""
-        return predictor_of(checkpoint, device)
+    def of_checkpoint(cls: type[Made], checkpoint: Checkpoint, device: str | None = None) -> Made:
+        """The predictor that an opened checkpoint describes.
+
+        Raises:
+            InputError: The file lacks weights of the network that it describes.
+        """
+        made = cls(load_model(checkpoint).to(device or best_device()), checkpoint.info)
+        made.checkpoint = checkpoint
+        return made
 
     @property
     def models(self) -> tuple[nn.Module, ...]:
@@ -200,41 +202,35 @@ class Predictor(HubModel):
         """Label images in their order, neighbours of one size together; else as `predict`.
 
         What was read before a file that cannot be used is still labelled.
+
+        Raises:
+            InputError: An image cannot be used.
+            FileNotFoundError: One is not there.
         """
-        pipeline = self.pipeline(config)
-        group: list[np.ndarray] = []
-
-        def labelled() -> Iterator[Prediction]:
+        for group in self.pipeline(config).together(map(self.read, images), np.shape):
             yield from self.predict_batch(group, config, progress, keep_probs=keep_probs)
-            group.clear()
-
-        for image in images:
-            try:
-                array = self.read(image)
-            except (InputError, OSError):
-                yield from labelled()
-                raise
-            if group and array.shape[:2] != group[0].shape[:2]:
-                yield from labelled()
-            group.append(array)
-            if len(group) >= pipeline.images_at_once(array.shape[:2], array.shape[2]):
-                yield from labelled()
-        yield from labelled()
 
     def read(self, image: Path | str | Num[np.ndarray, "H W C"]) -> Num[np.ndarray, "H W C"]:
         """An image's pixel values, as the model takes them.
+
+        Warns of the first whose values are beyond those that the model was made for.
 
         Raises:
             InputError: The image cannot be read, or has another number of channels.
             FileNotFoundError: It is not there.
         """
+        name = None
         if not isinstance(image, np.ndarray):
-            image = read_image(Path(image), self.info.channels)
+            name, image = str(image), read_image(Path(image), self.info.channels)
         if image.ndim != 3 or image.shape[2] != self.info.channels:
             raise InputError(
                 f"The image has the shape {image.shape}; this model takes height x width x "
                 f"{self.info.channels} channels."
             )
+        text = None if self._told_of_depth else depth_warning(self.models, image, name)
+        if text is not None and not self._told_of_depth:  # Asked again: several threads read.
+            self._told_of_depth = True
+            warnings.warn(text, stacklevel=2)
         return image
 
     def uses_windows(self, config: PredictConfig) -> bool:
@@ -289,9 +285,10 @@ def predictor_of(
                 stacklevel=2,
             )
     device = device or best_device()
-    model, *others = (load_model(one).to(device) for one in (checkpoint, *also))
-    predictor = Predictor(model, first, others)
-    predictor.checkpoint = None if also else checkpoint
+    predictor = Predictor.of_checkpoint(checkpoint, device)
+    if also:
+        predictor.others = tuple(load_model(other).to(device) for other in also)
+        predictor.checkpoint = None  # None describes the mean.
     return predictor
 
 
@@ -304,114 +301,3 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def find_images(inputs: Iterable[Path | str]) -> list[Path]:
-    """Image files from files, folders (searched to the bottom) and glob patterns, once each.
-
-    Raises:
-        FileNotFoundError: An input names nothing.
-        InputError: A folder or a pattern has no image in it.
-    """
-    found: dict[str, Path] = {}
-
-    def add(images: Iterable[Path]) -> None:
-        for image in images:
-            found.setdefault(os.path.abspath(image), image)  # noqa: PTH100
-
-    for item in inputs:
-        path = Path(item)
-        if path.is_file():
-            add([path])
-            continue
-        if path.is_dir():
-            candidates = sorted(p for p in path.rglob("*") if p.is_file())
-        elif glob.has_magic(str(item)):
-            candidates = sorted(Path(p) for p in glob.glob(str(item), recursive=True))  # noqa: PTH207
-        else:
-            raise FileNotFoundError(
-                f"No file, folder or pattern {item}. Give images, folders of images, or patterns "
-                "such as 'photos/*.jpg'."
-            )
-        images = [p for p in candidates if p.suffix.lower() in IMAGE_SUFFIXES]
-        if not images:
-            raise InputError(
-                f"No image in {item}: looked for files ending in {', '.join(IMAGE_SUFFIXES)}."
-            )
-        add(images)
-    return list(found.values())
-
-
-@dataclass(frozen=True)
-class SavedPrediction:
-    """One image's prediction and the files written of it."""
-
-    image: Path
-    prediction: Prediction
-    files: tuple[Path, ...]
-
-
-def predict_files(
-    predictor: Predictor,
-    images: Sequence[Path],
-    out: Path,
-    *,
-    save: Sequence[Save] = ("color",),
-    server: str | None = None,
-    config: PredictConfig | None = None,
-    overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> Iterator[SavedPrediction]:
-    """Label files and write what is asked for to `out`/index, `out`/color, `out`/overlay.
-
-    A file keeps its path below the folder that all the images share, so that equal names in two
-    folders do not meet. For a server, all files lie in the one folder `out`/NAME.
-
-    Args:
-        predictor: The model.
-        images: Files, as from `find_images`.
-        out: Folder, made if missing.
-        save: What to write of each.
-        server: Also write what the server of this name wants, one of `ccsnet.formats.FORMATS`.
-        config: How to predict.
-        overwrite: Replace files that are there.
-        progress: Called with windows done and windows in all, for each image.
-
-    Yields:
-        Each image's prediction, after its files are written.
-
-    Raises:
-        InputError: Two images would be written to one file, a file is there already, or the
-            model does not have the server's classes.
-    """
-    values = None if server is None else server_values(server, predictor.classes)
-    # Absolute, because "." and "/" have no folder in common; links stay what they are called.
-    absolute = {image: Path(os.path.abspath(image)) for image in images}  # noqa: PTH100
-    folder = os.path.commonpath([path.parent for path in absolute.values()])
-    targets = {
-        image: [out / kind / path.relative_to(folder).with_suffix(".png") for kind in save]
-        for image, path in absolute.items()
-    }
-    if server is not None:
-        for image, files in targets.items():
-            files.append(out / server / f"{image.stem}.png")
-    owner: dict[Path, Path] = {}
-    for image, files in targets.items():
-        for file in files:
-            other = owner.setdefault(file, image)
-            if other != image:
-                raise InputError(
-                    f"{other} and {image} would both be written to {file}. "
-                    "Predict them in two calls with different --out folders."
-                )
-            if file.exists() and not overwrite:
-                raise InputError(
-                    f"{file} is there already. Give another --out folder, or --overwrite."
-                )
-    predictions = predictor.predict_many(targets, config, progress)
-    for (image, files), prediction in zip(targets.items(), predictions, strict=True):
-        for kind, file in zip(save, files, strict=False):  # The server's file comes after these.
-            prediction.save(file, kind)
-        if values is not None:
-            write_index_png(files[-1], values[prediction.label])
-        yield SavedPrediction(image, prediction, tuple(files))

@@ -5,53 +5,48 @@ memory depends on the scene's width alone and a run that was killed goes on wher
 """
 
 import contextlib
+import dataclasses
 import json
 import shutil
-import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Integer
-from torch import nn
 
 from ccsnet.errors import InputError
-from ccsnet.files import atomic_path
+from ccsnet.files import NAME_BYTES, atomic_path, fits, fitting_name
+from ccsnet.inference import Pipeline
 from ccsnet.predict import Predictor
 from ccsnet.progress import Reporter, Silent
-from ccsnet.rasters_bands import Windows, first_window_row, labelled_rows
+from ccsnet.rasters_config import RasterConfig
+from ccsnet.rasters_memory import blended_bytes, fitting, rows_under
+from ccsnet.rasters_parts import (
+    PART_ROWS,
+    begin_parts,
+    finished_rows,
+    has_state,
+    read_parts,
+    state_of,
+    write_parts,
+)
+from ccsnet.rasters_passes import Plan, Read, labelled_rows
 from ccsnet.rasters_polygons import check_polygons, write_polygons
-from ccsnet.rasters_scene import chosen_bands, environment, open_scene, reader
+from ccsnet.rasters_scene import (
+    cache_mb,
+    check_blocks,
+    chosen_bands,
+    environment,
+    open_scene,
+    reader,
+)
 from ccsnet.sliding import stride_of
 
-PART_ROWS = 512
-"""Rows that are kept together when they are done; also the side of the result's tiles."""
 DEFAULT_WINDOW = 512
 MUCH = 2**30
-"""Bytes of a row of windows that are worth a word."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RasterConfig:
-    """How a scene becomes a label map."""
-
-    window: int | None = None
-    """Side of square windows, a multiple of 32; none: as the model is evaluated, else 512."""
-    overlap: float = 0.25
-    """Share of a window's side that it has in common with its neighbour."""
-    batch_size: int = 4
-    """Windows in each forward pass."""
-    bands: tuple[int, ...] = ()
-    """The scene's bands in the model's order, the first is 1; none: all, without alpha."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.overlap <= 0.75:
-            raise InputError(f"overlap is {self.overlap}; it must be from 0 to 0.75.")
-        if self.batch_size < 1:
-            raise InputError(f"batch_size is {self.batch_size}; it must be at least 1.")
+"""Bytes of rows of windows that are worth a word."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +80,7 @@ def label_raster(
     done: the same call goes on from them.
 
     Args:
-        predictor: The model.
+        predictor: The model, or several, whose mean is taken.
         scene: A raster that GDAL reads, such as a GeoTIFF or a VRT of several.
         out: The GeoTIFF to write: tiled, compressed, with a palette and overviews.
         config: How.
@@ -101,24 +96,23 @@ def label_raster(
     """
     config, reporter = config or RasterConfig(), reporter or Silent()
     out, shapes = Path(out), None if polygons is None else Path(polygons)
-    parts = out.with_name(f".{out.name}.parts")
-    if predictor.others:
-        raise InputError(
-            f"A scene is labelled by one model, not by the mean of {1 + len(predictor.others)}."
-        )
+    parts = out.with_name(fitting_name(f".{out.name}", ".parts"))
     with open_scene(scene) as source:
         bands = chosen_bands(source, config.bands, predictor.info.channels, scene)
-        windows = _windows(predictor, config, (source.height, source.width))
+        check_blocks(source, scene)
         _check_results(source, scene, out, shapes)
-        state = _state(scene, source, bands, windows, predictor)
-        going_on = _same_state(parts, state)
+        pipeline = predictor.pipeline(dataclasses.replace(config, own_size=True))
+        plan, batch_size = _plan(pipeline, source, bands, reporter)
+        state = state_of(scene, source, bands, plan, predictor)
+        going_on = has_state(parts, state)
         if not (overwrite or going_on):
             _refuse_replacing(out, shapes)
-        _say_what_is_special(source, scene, predictor, config, windows, reporter)
-        _begin_parts(parts, state, going_on, reporter)
-        with environment(source, bands, windows.window):
-            _label_parts(predictor, source, scene, bands, windows, config, parts, reporter)
-            with _writing(out), atomic_path(out) as aside:
+        _say_what_is_special(source, scene, predictor, config, plan, reporter)
+        begin_parts(parts, state, going_on, reporter)
+        with environment(source, bands, rows_under(pipeline, plan.size, plan.window)):
+            read = reader(source, scene, bands, predictor.model)
+            _label_parts(plan, read, batch_size, predictor.info.ignore_index, parts, reporter)
+            with _writing(out), atomic_path(out, folder=parts) as aside:
                 reporter.start("writing", source.height)
                 counts = _write_labels(aside, source, parts, predictor, reporter.advance)
                 number = None
@@ -132,7 +126,7 @@ def label_raster(
     order = np.argsort(-counts[: len(predictor.classes)], kind="stable")
     return RasterResult(
         labels=out,
-        size=windows.size,
+        size=plan.size,
         counts={predictor.classes[i]: int(counts[i]) for i in order if counts[i]},
         unlabelled=int(counts[predictor.info.ignore_index]),
         polygons=number,
@@ -142,18 +136,31 @@ def label_raster(
 # What is asked, and whether it can be done
 
 
-def _windows(predictor: Predictor, config: RasterConfig, size: tuple[int, int]) -> Windows:
-    if config.window is None and predictor.info.window is not None:
-        window, stride = predictor.info.window
-    else:
-        window = config.window or DEFAULT_WINDOW
-        stride = stride_of(window, config.overlap)
-    return Windows(size=size, window=window, stride=stride)
+def _plan(
+    pipeline: Pipeline, source: Any, bands: tuple[int, ...], reporter: Reporter
+) -> tuple[Plan, int]:
+    """How the scene is seen, and in how many windows at once."""
+    size = (source.height, source.width)
+    told = dataclasses.replace(pipeline, note=reporter.note)
+    window, batch_size = fitting(
+        told,
+        size,
+        len(bands),
+        (DEFAULT_WINDOW, stride_of(DEFAULT_WINDOW, pipeline.config.overlap)),
+        lambda rows: cache_mb(source, bands, rows) * 2**20,
+    )
+    return Plan(pipeline=pipeline, size=size, window=window, channels=len(bands)), batch_size
 
 
 def _check_results(source: Any, scene: Path | str, out: Path, polygons: Path | None) -> None:
     if out.suffix.lower() not in (".tif", ".tiff"):
         raise InputError(f"The result is a GeoTIFF, so --out must end in .tif; it is {out}.")
+    for path in filter(None, (out, polygons)):
+        if not fits(path.name):
+            raise InputError(
+                f"The result would be called {path.name}, and a file's name has {NAME_BYTES} bytes "
+                "at most. Give a shorter one with --out or --polygons."
+            )
     if out.exists() and (out.is_dir() or (Path(scene).exists() and out.samefile(scene))):
         what = "a folder" if out.is_dir() else "the scene itself"
         raise InputError(f"{out} is {what}. Give the result another name with --out.")
@@ -178,7 +185,7 @@ def _say_what_is_special(
     scene: Path | str,
     predictor: Predictor,
     config: RasterConfig,
-    windows: Windows,
+    plan: Plan,
     reporter: Reporter,
 ) -> None:
     if source.crs is None and not source.gcps[0]:
@@ -189,115 +196,35 @@ def _say_what_is_special(
             f"The model learnt from images resized to {resized} pixels; a scene is seen at its own "
             "resolution."
         )
-    row = 4 * len(predictor.classes) * windows.window * windows.size[1] / windows.step**2
-    if row > MUCH:
+    held = blended_bytes(plan.pipeline, plan.size, plan.window)
+    if held > MUCH and config.max_memory is None:
         reporter.note(
-            f"The logits of a row of windows take {row / 2**30:.1f} GiB of memory; smaller windows "
-            "take less, and so do those that lie a multiple of 4 pixels apart."
+            f"The logits of a row of windows take {held / 2**30:.1f} GiB of memory; smaller "
+            "windows take less, and so do those that lie a multiple of 4 pixels apart."
         )
 
 
-# Finished rows, kept until all are
-
-
-def _state(
-    scene: Path | str, source: Any, bands: tuple[int, ...], windows: Windows, predictor: Predictor
-) -> dict[str, Any]:
-    """All that the labels depend on: where it is the same, finished rows are still right."""
-    file = Path(scene)
-    facts = file.stat() if file.exists() else None
-    return {
-        "scene": str(file.resolve()) if facts else str(scene),
-        "bytes": facts and facts.st_size,
-        "changed": facts and facts.st_mtime_ns,
-        "types": list(source.dtypes),
-        "bands": list(bands),
-        "windows": json.loads(json.dumps(asdict(windows))),
-        "rows": PART_ROWS,
-        "classes": list(predictor.classes),
-        "model": _fingerprint(predictor.model),
-    }
-
-
-def _fingerprint(model: nn.Module) -> int:
-    """A number that changes with the weights."""
-    number = 0
-    for value in model.state_dict().values():
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        number = zlib.crc32(flat.view(torch.uint8).numpy(), number)
-    return number
-
-
-def _same_state(parts: Path, state: dict[str, Any]) -> bool:
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads((parts / "state.json").read_text()) == state
-    return False
-
-
-def _begin_parts(parts: Path, state: dict[str, Any], going_on: bool, reporter: Reporter) -> None:
-    if parts.exists() and not going_on:
-        reporter.note("Rows of an earlier run are dropped: it had other settings or another scene.")
-        shutil.rmtree(parts)
-    parts.mkdir(parents=True, exist_ok=True)
-    if not going_on:
-        with atomic_path(parts / "state.json") as aside:
-            aside.write_text(json.dumps(state))
-
-
-def _part(parts: Path, index: int) -> Path:
-    return parts / f"{index:06}.labels"
-
-
-def _read_part(parts: Path, index: int, shape: tuple[int, int], kind: type) -> np.ndarray:
-    path = _part(parts, index)
-    try:
-        return np.frombuffer(zlib.decompress(path.read_bytes()), kind).reshape(shape)
-    except (zlib.error, ValueError) as error:
-        raise InputError(
-            f"The finished rows in {path} are damaged ({error}). Delete the folder {parts} and "
-            "start again."
-        ) from error
-
-
 def _label_parts(
-    predictor: Predictor,
-    source: Any,
-    scene: Path | str,
-    bands: tuple[int, ...],
-    windows: Windows,
-    config: RasterConfig,
-    parts: Path,
-    reporter: Reporter,
+    plan: Plan, read: Read, batch_size: int, ignore_index: int, parts: Path, reporter: Reporter
 ) -> None:
     """Label the rows that are not there yet."""
-    height, width = windows.size
-    num_parts = -(-height // PART_ROWS)
-    index = next((i for i in range(num_parts) if not _part(parts, i).exists()), num_parts)
-    if index:
-        reporter.note(f"Going on from row {min(index * PART_ROWS, height)} of {height}.")
-    if index == num_parts:
+    height = plan.size[0]
+    first_row = finished_rows(parts, height)
+    if first_row:
+        reporter.note(f"Going on from row {first_row} of {height}.")
+    if first_row == height:
         return
-    begun = first_window_row(windows, index * PART_ROWS)
-    columns = len(windows.lefts)
-    reporter.start("windows", len(windows.tops) * columns, begun * columns)
+    total = plan.num_windows()
+    reporter.start("windows", total, total - plan.num_windows(first_row))
     rows = labelled_rows(
-        predictor.model,
-        reader(source, scene, bands, predictor.model),
-        windows,
-        channels=predictor.info.channels,
-        num_classes=len(predictor.classes),
-        ignore_index=predictor.info.ignore_index,
-        batch_size=config.batch_size,
-        first_row=index * PART_ROWS,
+        plan,
+        read,
+        ignore_index=ignore_index,
+        batch_size=batch_size,
+        first_row=first_row,
         advance=reporter.advance,
     )
-    waiting = np.empty((0, width), _label_type(predictor))
-    for some in rows:
-        waiting = np.concatenate([waiting, some])
-        while len(waiting) >= min(PART_ROWS, height - index * PART_ROWS) > 0:
-            with atomic_path(_part(parts, index)) as aside:
-                aside.write_bytes(zlib.compress(waiting[:PART_ROWS].tobytes(), 1))
-            index, waiting = index + 1, waiting[PART_ROWS:]
+    write_parts(parts, first_row, rows, height)
 
 
 def _label_type(predictor: Predictor) -> type:
@@ -355,7 +282,7 @@ def _write_labels(
         target.update_tags(
             classes=json.dumps(predictor.classes), **({"AREA_OR_POINT": point} if point else {})
         )
-        for label, window in _finished(parts, height, width, kind):
+        for label, window in read_parts(parts, height, width, kind):
             target.write(label, 1, window=window)
             advance(label.shape[0])
     with rasterio.open(path, "r+") as target:
@@ -364,20 +291,8 @@ def _write_labels(
             target.build_overviews(factors, Resampling.nearest)
     counts = np.zeros(ignored + 1, np.int64)
     with rasterio.open(path) as target:  # On a full disk GDAL may find out too late to say so.
-        for label, window in _finished(parts, height, width, kind):
+        for label, window in read_parts(parts, height, width, kind):
             if not np.array_equal(target.read(1, window=window), label):
                 raise OSError(f"{path} does not hold what was written to it: is the disk full?")
             counts += np.bincount(label.ravel(), minlength=len(counts))
     return counts
-
-
-def _finished(
-    parts: Path, height: int, width: int, kind: type
-) -> Iterator[tuple[Integer[np.ndarray, "H W"], Any]]:
-    """The finished rows from the top, and where they belong."""
-    from rasterio.windows import Window
-
-    for index, top in enumerate(range(0, height, PART_ROWS)):
-        rows = min(PART_ROWS, height - top)
-        window = Window(0, top, width, rows)  # pyright: ignore[reportCallIssue]
-        yield _read_part(parts, index, (rows, width), kind), window

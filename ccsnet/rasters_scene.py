@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Num
 from torch import Tensor, nn
 
 from ccsnet.errors import InputError
-from ccsnet.rasters_bands import Read
+from ccsnet.rasters_passes import Read
 
 CACHE_MB = (64, 512)
 """Least and most memory for blocks of files that are open; a row of windows where that fits."""
 AS_STORED = ("uint8", "uint16")
 """Types in which pixels without data are shown to the model as they are: those it learns from."""
+MAX_BLOCK = 2**30
+"""Bytes of a block of the file, which is read as a whole, however little of it is wanted."""
 INSTALL = "pip install 'ccsnet[raster]'"
 
 
@@ -86,25 +87,48 @@ def chosen_bands(
     return bands
 
 
+def check_blocks(source: Any, scene: Path | str) -> None:
+    """Refuse a scene whose strips or tiles are too large to be read one at a time.
+
+    Raises:
+        InputError: They are, whatever they hold.
+    """
+    together = source.count if source.profile.get("interleave") == "pixel" else 1
+    for (rows, columns), kind in zip(source.block_shapes, source.dtypes, strict=True):
+        size = rows * columns * np.dtype(kind).itemsize * together
+        if size > MAX_BLOCK:
+            raise InputError(
+                f"{scene} is stored in blocks of {rows} x {columns} pixels, {size / 2**30:.1f} GiB "
+                f"each, which are read as a whole; {MAX_BLOCK / 2**30:.0f} GiB is allowed. Write "
+                f"it again in tiles: gdal_translate -co TILED=YES -co COMPRESS=DEFLATE {scene} "
+                "tiled.tif"
+            )
+
+
 def reader(source: Any, scene: Path | str, bands: tuple[int, ...], model: nn.Module) -> Read:
-    """What gives the pixels of a window, values as stored, and where there are any."""
+    """What gives the pixels of a part, values as stored, and where there are any."""
     from rasterio.errors import RasterioError
     from rasterio.windows import Window
 
     mean: Tensor | None = getattr(model, "mean", None)
+    # GDAL's masks know of an alpha band only beside one or three others.
+    alpha = [i for i, colour in enumerate(source.colorinterp, start=1) if colour.name == "alpha"]
+    alpha = [] if source.count in (2, 4) else alpha
 
     def read(
-        top: int, left: int, rows: int, columns: int
-    ) -> tuple[Num[Tensor, "C H W"], Bool[np.ndarray, "H W"]]:
-        window = Window(left, top, columns, rows)  # pyright: ignore[reportCallIssue]
+        rows: slice, columns: slice
+    ) -> tuple[Num[np.ndarray, "rows columns C"], Bool[np.ndarray, "rows columns"]]:
+        window = Window.from_slices(rows, columns)
         try:
             pixels = source.read(bands, window=window)
             # A place is empty where all of its bands are: 0 in one of them may be a value.
             valid = source.read_masks(bands, window=window).any(axis=0)
+            if alpha:
+                valid &= source.read(alpha, window=window).any(axis=0)
         except RasterioError as error:
             raise InputError(
-                f"{scene} is damaged: rows {top} to {top + rows - 1}, columns {left} to "
-                f"{left + columns - 1} cannot be read ({error})."
+                f"{scene} is damaged: rows {rows.start} to {rows.stop - 1}, columns "
+                f"{columns.start} to {columns.stop - 1} cannot be read ({error})."
             ) from error
         if pixels.dtype.kind == "f":
             valid &= np.isfinite(pixels).all(axis=0)
@@ -112,21 +136,23 @@ def reader(source: Any, scene: Path | str, bands: tuple[int, ...], model: nn.Mod
             pixels = pixels.astype(np.float32)
             fill = np.zeros(len(bands)) if mean is None else mean.cpu().numpy().ravel()
             np.copyto(pixels, fill[:, None, None].astype(np.float32), where=~valid)
-        elif pixels.dtype == np.uint16:
-            pixels = pixels.astype(np.int32)
-        return torch.from_numpy(np.ascontiguousarray(pixels)), valid
+        return pixels.transpose(1, 2, 0), valid
 
     return read
 
 
 @contextlib.contextmanager
-def environment(source: Any, bands: tuple[int, ...], window: int) -> Iterator[None]:
+def environment(source: Any, bands: tuple[int, ...], rows: int) -> Iterator[None]:
     """GDAL with as much cache as a row of windows needs; its own choice grows with the machine."""
     import rasterio
 
+    with rasterio.Env(GDAL_CACHEMAX=cache_mb(source, bands, rows)):
+        yield
+
+
+def cache_mb(source: Any, bands: tuple[int, ...], rows: int) -> int:
+    """The cache in which so many rows of the scene fit, within bounds."""
     block_rows = max(rows for rows, _ in source.block_shapes)
     wide = source.width * len(bands) * np.dtype(source.dtypes[bands[0] - 1]).itemsize
-    needed = (window + 2 * block_rows) * wide // 2**20
-    cache = int(min(max(needed, CACHE_MB[0]), CACHE_MB[1]))
-    with rasterio.Env(GDAL_CACHEMAX=cache):
-        yield
+    needed = (rows + 2 * block_rows) * wide // 2**20
+    return int(min(max(needed, CACHE_MB[0]), CACHE_MB[1]))

@@ -15,8 +15,10 @@ from matplotlib.figure import Figure
 
 from ccsnet.data.images import write_png
 from ccsnet.datasets._spec import Colour
+from ccsnet.errors import InputError
 from ccsnet.files import atomic_path
-from ccsnet.metrics import Metrics, percent
+from ccsnet.metrics import Metrics, percent, shown_columns
+from ccsnet.scores import Interval, reliability
 
 NAMED_CLASSES = 30  # More than these have no room for names beside a confusion matrix.
 
@@ -28,6 +30,8 @@ class Table:
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     total: bool = False
+    words: int = 1
+    """So many columns, from the left, hold words and not numbers."""
 
 
 @dataclass(frozen=True)
@@ -208,37 +212,65 @@ def confusion_table(metrics: Metrics, num: int = 10) -> Table:
         if wrong[i, j]:
             shares = (percent(wrong[i, j] / of_class[i]), percent(wrong[i, j] / total))
             rows.append([metrics.classes[i], metrics.classes[j], *shares])
-    return Table(["labelled", "taken for", "of the class's pixels %", "of all pixels %"], rows)
+    head = ["labelled", "taken for", "of the class's pixels %", "of all pixels %"]
+    return Table(head, rows, words=2)
+
+
+def reliability_plot(metrics: Metrics) -> Figure:
+    """How often pixels of each confidence are right, and how many pixels have it, in per cent.
+
+    Raises:
+        InputError: Calibration was not measured.
+
+    Source: the reliability diagram of Guo et al., ICML 2017, figure 1.
+    """
+    if metrics.calibration is None:
+        raise InputError("Calibration was not measured, so there is no diagram of it.")
+    pixels, accuracy, _ = reliability(metrics.calibration)
+    num = len(pixels)
+    middles = 100 * (np.arange(num) + 0.5) / num
+    figure = Figure(figsize=(9, 3.4))
+    left, right = figure.subplots(1, 2)
+    left.bar(middles, 100 * accuracy, width=92 / num, color="#69c")
+    left.plot([0, 100], [0, 100], color="#b40", linestyle="--", label="as sure as right")
+    left.set(xlabel="confidence (%)", ylabel="pixels that are right (%)")
+    left.set(xlim=(0, 100), ylim=(0, 100))
+    left.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
+    right.bar(middles, 100 * pixels / max(int(pixels.sum()), 1), width=92 / num, color="#9ab")
+    right.set(xlabel="confidence (%)", ylabel="share of the pixels (%)", xlim=(0, 100))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def class_table(
     metrics: Metrics, baseline: Metrics | None = None, baseline_name: str = "baseline"
 ) -> Table:
-    """IoU, Dice and accuracy of every class in per cent, the baseline's IoU beside."""
-    head = ["class", "share of pixels %", "IoU %", "Dice %", "accuracy %"]
-    total = max(int(metrics.confusion.sum()), 1)
-    rows = [
-        [name, percent(pixels / total), percent(iou), percent(dice), percent(accuracy)]
-        for name, pixels, iou, dice, accuracy in zip(
-            metrics.classes,
-            metrics.confusion.sum(1),
-            metrics.iou,
-            metrics.dice,
-            metrics.accuracy,
-            strict=True,
-        )
-    ]
-    rows.append(
-        [
-            "mean",
-            "",
-            percent(metrics.miou),
-            percent(metrics.mean_dice),
-            percent(metrics.mean_accuracy),
-        ]
-    )
+    """Every class's figures in per cent, and where it is known the interval of its IoU.
+
+    Args:
+        metrics: What was measured.
+        baseline: Its IoU stands beside.
+        baseline_name: What that is.
+    """
+    labelled = metrics.confusion.sum(1) / max(int(metrics.confusion.sum()), 1)
+    columns = {"class": [*metrics.classes, "mean"]}
+    columns["share of pixels %"] = [*map(percent, labelled.tolist()), ""]
+    for heading, values in shown_columns(metrics).items():
+        columns[f"{heading} %"] = list(map(percent, values))
+        if heading == "IoU" and metrics.intervals:
+            low, high = map(np.atleast_1d, metrics.intervals["iou"])
+            found = [*map(Interval, low, high), metrics.intervals["miou"]]
+            columns["95 % interval"] = list(map(interval_text, found))
     if baseline is not None:
-        head.append(f"IoU % of {baseline_name}")
-        for row, iou in zip(rows, [*baseline.iou, baseline.miou], strict=True):
-            row.append(percent(float(iou)))
-    return Table(head, rows, total=True)
+        values = [*baseline.iou.tolist(), baseline.miou]
+        columns[f"IoU % of {baseline_name}"] = list(map(percent, values))
+    return Table(list(columns), list(zip(*columns.values(), strict=True)), total=True)
+
+
+def interval_text(interval: Interval) -> str:
+    """An interval of one figure in per cent."""
+    low, high = (percent(float(end)) for end in interval)
+    return "-" if low == "-" else f"{low} to {high}"

@@ -32,17 +32,21 @@ from ccsnet.report import (
     class_table,
     confusion_plot,
     confusion_table,
+    interval_text,
     picture,
     plot,
+    reliability_plot,
     training_curve,
     write_report,
 )
 from ccsnet.run_folder import BEST_FILE
 from ccsnet.runlog import LOG_FILE, VALIDATION_FILE, read_log
+from ccsnet.scores import reliability
 from ccsnet.trackers import flat_settings
 
 REPORT_FILE = "report.html"
 IMAGES_SHOWN = 4  # Of the best, and as many of the worst.
+IMAGES_NAMED = 20  # Of the worst, where there are more than are shown.
 PIXELS_SHOWN = 40_000_000  # Of all of them together: huge images take long to predict again.
 SIZE_SHOWN = (384, 400)  # Most height and width of one picture; four stand side by side.
 
@@ -83,8 +87,15 @@ def write_run_report(
     sections = [
         result_section(metrics, [f"The checkpoint is the best of the run, from step {best.step}."]),
         training_section(out, best.config),
+        *calibration_sections(metrics),
         confusion_section(metrics),
-        images_section(evaluation, predictor, spec, spec.pairs(root, split), reporter=reporter),
+        images_section(
+            evaluation,
+            lambda image: predictor.predict(image).label,
+            spec,
+            spec.pairs(root, split),
+            reporter=reporter,
+        ),
         _use_section(out),
         *_origin_sections(best.config, spec, predictor),
     ]
@@ -148,11 +159,20 @@ def result_section(
         baseline: What to compare with.
         baseline_name: What that is.
     """
+    boundary = percent(metrics.mean_boundary_iou)
     lines = [
         f"mIoU {percent(metrics.miou)} %, pixel accuracy {percent(metrics.pixel_accuracy)} %, "
         f"mean class accuracy {percent(metrics.mean_accuracy)} %, "
-        f"mean Dice {percent(metrics.mean_dice)} %."
+        f"mean Dice {percent(metrics.mean_dice)} %, "
+        f"frequency-weighted IoU {percent(metrics.fw_iou)} %"
+        + ("." if metrics.boundary is None else f", boundary IoU {boundary} %.")
     ]
+    if metrics.intervals:
+        within = interval_text(metrics.intervals["miou"])
+        lines.append(
+            f"Were the images drawn anew, 95 % of such sets would have a mIoU of {within} %: see "
+            "the intervals in the table."
+        )
     absent = int(np.isnan(metrics.iou).sum())
     if absent:
         lines.append(
@@ -225,7 +245,22 @@ def _since_the_row_before(rows: list[dict[str, float]]) -> list[dict[str, float]
 
 def facts_table(facts: Mapping[str, object]) -> Table:
     """Names and values, without a heading."""
-    return Table(["", ""], [[name, str(value)] for name, value in facts.items()])
+    return Table(["", ""], [[name, str(value)] for name, value in facts.items()], words=2)
+
+
+def calibration_sections(metrics: Metrics) -> list[Section]:
+    """Whether the model is right as often as it is sure; nothing where that was not measured."""
+    if metrics.calibration is None:
+        return []
+    pixels, accuracy, confidence = reliability(metrics.calibration)
+    sure = float(np.nansum(pixels * confidence) / max(int(pixels.sum()), 1))
+    right = float(np.nansum(pixels * accuracy) / max(int(pixels.sum()), 1))
+    text = (
+        f"The expected calibration error is {percent(metrics.ece)} %. On average the model is "
+        f"{percent(sure)} % sure of a pixel's class; {percent(right)} % of the pixels are right."
+    )
+    caption = "Of the pixels of each confidence, how many are right; how many pixels have it"
+    return [Section("How sure it is", [text], [plot(reliability_plot(metrics), caption)])]
 
 
 def confusion_section(metrics: Metrics, beside: Path | None = None) -> Section:
@@ -239,7 +274,7 @@ def confusion_section(metrics: Metrics, beside: Path | None = None) -> Section:
 
 def images_section(
     evaluation: Evaluation,
-    predictor: Predictor,
+    predict: Callable[[np.ndarray], np.ndarray],
     spec: DatasetSpec,
     pairs: list[Pair],
     *,
@@ -251,7 +286,7 @@ def images_section(
 
     Args:
         evaluation: With each image's mIoU; without, the first images of the split are shown.
-        predictor: The model.
+        predict: The label map of an image as its file holds it.
         spec: Classes' colours, and what is ignored.
         pairs: Of the split that was measured.
         describe: An image's name as readers know it.
@@ -269,7 +304,7 @@ def images_section(
     blocks: list[Table | Picture | Code] = []
     for kind, name, miou in chosen:
         image, label = read_pair(by_name[name], spec)
-        prediction = predictor.predict(image).label
+        prediction = predict(image)
         pixels = comparison(
             image, label, prediction, spec.colours, spec.ignore_index, max_size=SIZE_SHOWN
         )
@@ -284,6 +319,10 @@ def images_section(
             )
         )
         reporter.advance(1)
+    if len(ranking) > 2 * IMAGES_SHOWN:
+        rows = [[describe(name), percent(miou)] for name, miou in ranking[:IMAGES_NAMED]]
+        named = f"the worst {IMAGES_NAMED} of" if len(ranking) > IMAGES_NAMED else "all"
+        blocks.append(Table([f"{named} {len(ranking)} images, worst first", "mIoU %"], rows))
     return Section("The best and the worst images" if ranking else "Images", texts, blocks)
 
 
@@ -351,4 +390,4 @@ def origin_text() -> str:
 def settings_table(config: RunConfig) -> Table:
     """Every setting of a run."""
     rows = [[name, str(value)] for name, value in flat_settings(config).items()]
-    return Table(["setting", "value"], rows)
+    return Table(["setting", "value"], rows, words=2)

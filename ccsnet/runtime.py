@@ -18,7 +18,7 @@ from jaxtyping import Float32, Integer, Num
 
 from ccsnet.data.images import read_image, write_index_png, write_palette_png, write_png
 from ccsnet.data.transforms import aligned_size, resize_image
-from ccsnet.draw import overlay
+from ccsnet.draw import overlay, rgb_of
 from ccsnet.errors import InputError
 from ccsnet.runtime_maps import (
     LOGIT_STRIDE,
@@ -330,14 +330,5 @@ def predict_files(
             elif kind == "color":
                 write_palette_png(file, label, model.colours)
             else:
-                write_png(file, overlay(_as_rgb(pixels), label, model.colours))
+                write_png(file, overlay(rgb_of(pixels), label, model.colours))
         yield image, label, tuple(files)
-
-
-def _as_rgb(image: Num[np.ndarray, "H W C"]) -> np.ndarray:
-    """Three bands of 8 bits to look at; other kinds are stretched between their percentiles."""
-    if image.dtype == np.uint8 and image.shape[2] == 3:
-        return image
-    bands = image[..., :3] if image.shape[2] >= 3 else image[..., [0, 0, 0]]
-    low, high = np.percentile(bands, (1, 99))
-    return np.clip((bands - low) / max(high - low, 1e-9) * 255, 0, 255).astype(np.uint8)

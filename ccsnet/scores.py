@@ -6,7 +6,7 @@ thousand resamples of it are the same computation. A quotient of nothing is NaN,
 NaN out: an absent class neither helps nor harms.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -184,31 +184,57 @@ def calibration_error(counts: Int64[np.ndarray, "3 bins"]) -> float:
     return float(ratio(_total(pixels * gaps), _total(pixels.astype(np.float64))))
 
 
+LEVEL, RESAMPLES = 0.95, 1000
+"""Of intervals, where nothing else is asked for."""
+
+
 def bootstrap(
     name: str,
     counts: Int64[np.ndarray, "I 3 N"],
     *,
-    level: float = 0.95,
-    resamples: int = 1000,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
     seed: int = 0,
     beta: float = 1.0,
 ) -> Interval:
-    """Percentile interval of a metric over resamples of the images, drawn with replacement.
+    """The interval of one metric: see `bootstraps`.
+
+    Raises:
+        InputError: There is no image or no such metric, or a setting is out of range.
+    """
+    names = (name,)
+    found = bootstraps(names, counts, level=level, resamples=resamples, seed=seed, beta=beta)
+    return found[name]
+
+
+def bootstraps(
+    names: Sequence[str],
+    counts: Int64[np.ndarray, "I 3 N"],
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    beta: float = 1.0,
+) -> dict[str, Interval]:
+    """Percentile intervals of metrics over resamples of the images, drawn with replacement.
 
     Which images are drawn depends on the seed and on how many there are, so two models that are
     measured on the same images meet the same resamples. Resamples in which a metric does not exist
     (a class was in none of the images drawn) are left out of its interval.
 
     Args:
-        name: The metric.
+        names: The metrics.
         counts: (hit, label, predicted) of every image and class.
         level: Share of the resamples that lies inside.
         resamples: How many are drawn.
         seed: Of the draws.
         beta: Of the F-score.
 
+    Returns:
+        Each metric's interval, by its name.
+
     Raises:
-        InputError: There is no image, or a setting is out of range.
+        InputError: There is no image or no such metric, or a setting is out of range.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
     """
@@ -223,7 +249,7 @@ def bootstrap(
     # Sums of pixels are whole numbers, and exact in float64, where products are fast.
     flat = counts.reshape(num_images, -1).astype(np.float64)
     at_once = max(1, BLOCK_BYTES // (8 * max(num_images, 3 * num_classes)))
-    values = []
+    values: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for start in range(0, resamples, at_once):
         num = min(at_once, resamples - start)
         drawn = rng.integers(num_images, size=(num, num_images))
@@ -232,10 +258,16 @@ def bootstrap(
         hit, label, predicted = (
             (times.astype(np.float64) @ flat).reshape(num, 3, num_classes).swapaxes(0, 1)
         )
-        values.append(score(name, Sums(hit, label, predicted, beta)))
-    drawn_values = np.concatenate(values)
-    exists = ~np.isnan(drawn_values).all(0)
-    ends = np.full((2, *drawn_values.shape[1:]), np.nan)
+        sums = Sums(hit, label, predicted, beta)
+        for name in names:
+            values[name].append(score(name, sums))
+    return {name: _middle(np.concatenate(blocks), level) for name, blocks in values.items()}
+
+
+def _middle(values: Float64[np.ndarray, "R ..."], level: float) -> Interval:
+    """What the middle share of the resamples lies within; NaN where no resample has a value."""
+    exists = ~np.isnan(values).all(0)
+    ends = np.full((2, *values.shape[1:]), np.nan)
     tail = 50 * (1 - level)
-    ends[:, exists] = np.nanpercentile(drawn_values[:, exists], [tail, 100 - tail], axis=0)
+    ends[:, exists] = np.nanpercentile(values[:, exists], [tail, 100 - tail], axis=0)
     return Interval(ends[0], ends[1])

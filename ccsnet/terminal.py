@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -129,7 +130,7 @@ def table(
             name, justify="right" if right else "left", overflow="fold", no_wrap=right and compact
         )
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(escape, row))  # A name in brackets is no colour.
     return made
 
 
@@ -140,17 +141,13 @@ def make_console() -> Console:
 
 def metrics_table(metrics: "Metrics") -> tuple[Table, str]:
     """The figures of every class, and the line below them."""
-    from ccsnet.metrics import percent  # It needs torch, which tables do not.
+    from ccsnet.metrics import percent, shown_columns  # It needs torch, which tables do not.
 
-    columns = {"class": "left", "IoU %": "right", "Dice %": "right", "accuracy %": "right"}
+    values = shown_columns(metrics)
+    columns = {"class": "left", **{f"{heading} %": "right" for heading in values}}
     rows = [
-        [name, percent(iou), percent(dice), percent(accuracy)]
-        for name, iou, dice, accuracy in zip(
-            metrics.classes, metrics.iou, metrics.dice, metrics.accuracy, strict=True
-        )
+        [name, *map(percent, row)]
+        for name, *row in zip([*metrics.classes, "mean"], *values.values(), strict=True)
     ]
-    rows.append(
-        ["mean", percent(metrics.miou), percent(metrics.mean_dice), percent(metrics.mean_accuracy)]
-    )
     line = f"mIoU {percent(metrics.miou)}   pixel accuracy {percent(metrics.pixel_accuracy)}"
     return table(f"{metrics.images} images", columns, rows), line

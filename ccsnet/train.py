@@ -30,6 +30,7 @@ from ccsnet.errors import NotFiniteError
 from ccsnet.evaluate import Evaluation, evaluate, evaluation_to_json
 from ccsnet.files import atomic_path
 from ccsnet.keeping import Checkpoints, Learner
+from ccsnet.lost_process import explain_timeout
 from ccsnet.memory import peak_memory
 from ccsnet.metrics import Metrics
 from ccsnet.optim import create_optimizer, set_lr
@@ -40,7 +41,6 @@ from ccsnet.preflight import (
     check_compiler,
     check_settings,
 )
-from ccsnet.processes import explain_timeout
 from ccsnet.progress import Reporter, Silent
 from ccsnet.run_folder import (
     BEST_FILE,

@@ -114,6 +114,7 @@ def label_video(
     """
     reporter, smoother = reporter or Silent(), Smoother(smooth)
     _check(predictor, out, opacity, max_frames, overwrite)
+    _spare(source, out)
     with _opened(source) as capture, StopSignals() as stop:
         stop.hold()  # A frame is finished, then the file.
         first = _next(capture)
@@ -122,6 +123,11 @@ def label_video(
         size = (first.shape[0] // 2 * 2, first.shape[1] // 2 * 2)
         if 0 in size:
             raise InputError(f"{_name(source)} has frames of {first.shape[1]} x {first.shape[0]}.")
+        if size != first.shape[:2]:
+            reporter.note(
+                f"Of the frames' {first.shape[1]} x {first.shape[0]} pixels the last row or column "
+                "is left out: the codecs hold even sides only."
+            )
         rate, announced = _rate(capture), _num_frames(capture, source)
         total = min(filter(None, (announced, max_frames)), default=0)
         reporter.start("frames", total)
@@ -168,6 +174,14 @@ def _check(
         raise InputError(f"opacity is {opacity}; it must be from 0 to 1.")
     if max_frames is not None and max_frames < 1:
         raise InputError(f"max_frames is {max_frames}; it must be at least 1.")
+
+
+def _spare(source: Path | str | int, out: Path) -> None:
+    """Refuse to put the result in the place of what it is made of."""
+    if isinstance(source, int) or not (out.exists() and Path(source).exists()):
+        return
+    if out.samefile(source):
+        raise InputError(f"{out} is the video to label itself. Give another --out.")
 
 
 def _name(source: Path | str | int) -> str:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from ccsnet.data.files import images_of
 from ccsnet.errors import InputError
+from ccsnet.files import NAME_BYTES, SOME, fits
 from ccsnet.outputs import KINDS
-from ccsnet.predict import IMAGE_SUFFIXES
 
 
 class Found(NamedTuple):
@@ -37,19 +38,13 @@ def walk_images(inputs: Sequence[Path | str], without: Path | None = None) -> It
     base = _shared_folder(inputs)
     seen: set[int] = set()
     for item in inputs:
-        num = 0
-        for path in _images_of(item, without):
-            num += 1
+        for path in images_of(item, without):
             absolute = os.path.abspath(path)  # noqa: PTH100
             if len(inputs) > 1:
                 if hash(absolute) in seen:
                     continue
                 seen.add(hash(absolute))
             yield Found(path, Path(os.path.relpath(absolute, base)).as_posix())
-        if not num:
-            raise InputError(
-                f"No image in {item}: looked for files ending in {', '.join(IMAGE_SUFFIXES)}."
-            )
 
 
 def _shared_folder(inputs: Sequence[Path | str]) -> str:
@@ -67,42 +62,18 @@ def _shared_folder(inputs: Sequence[Path | str]) -> str:
     return os.path.commonpath([os.path.abspath(f) for f in folders])  # noqa: PTH100
 
 
-def _images_of(item: Path | str, without: Path | None) -> Iterator[Path]:
-    path = Path(item)
-    if path.is_file():  # A file that was named is read, whatever it is called.
-        yield path
-    elif path.is_dir():
-        left_out = None if without is None else os.path.abspath(without)  # noqa: PTH100
-        for folder, inner, files in os.walk(path):
-            inner[:] = sorted(
-                d
-                for d in inner
-                if os.path.abspath(os.path.join(folder, d)) != left_out  # noqa: PTH100, PTH118
-            )
-            images = (Path(folder, f) for f in sorted(files) if _is_image(f))
-            yield from (image for image in images if image.is_file())  # No pipes, no devices.
-    elif glob.has_magic(str(item)):
-        matches = sorted(glob.iglob(str(item), recursive=True))  # noqa: PTH207
-        yield from (Path(f) for f in matches if _is_image(f) and Path(f).is_file())
-    else:
-        raise FileNotFoundError(
-            f"No file, folder or pattern {item}. Give images, folders of images, or patterns such "
-            "as 'photos/*.jpg'."
-        )
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES)
-
-
 @dataclass(frozen=True)
 class Targets:
     """Where the results of an image go."""
 
     out: Path
+    """The folder of all results."""
     save: tuple[str, ...]
+    """What is written, names of `ccsnet.outputs.KINDS`."""
     server: str | None = None
+    """Whose format is also written, a name of `ccsnet.formats.FORMATS`."""
     at: tuple[int, int] | None = None
+    """Row and column of the pixel of which is drawn what it read."""
 
     @property
     def looks(self) -> bool:
@@ -122,9 +93,34 @@ class Targets:
             made[self.server] = f"{self.server}/{PurePosixPath(name).stem}.png"
         return made
 
+    def check_names(self, name: str) -> None:
+        """Whether the results of an image can be called as they should be.
+
+        Raises:
+            InputError: A name would be too long for a file.
+        """
+        for file in self.files(name).values():
+            called = PurePosixPath(file).name
+            if not fits(called):
+                raise InputError(
+                    f"Its result would be called {called[:SOME]}...{called[-SOME:]}, "
+                    f"{len(os.fsencode(called))} bytes, and a file's name has {NAME_BYTES} at "
+                    "most. Give the image a shorter name."
+                )
+
 
 def survey(inputs: Sequence[Path | str], plan: Targets, *, keep: bool) -> int:
-    """How many images there are; their results are checked to have places of their own."""
+    """How many images there are; their results are checked to have places of their own.
+
+    Args:
+        inputs: As for `walk_images`.
+        plan: Where the results go.
+        keep: Whether results may be there already.
+
+    Raises:
+        FileNotFoundError: An input names nothing.
+        InputError: There is no image, two would be written to one file, or a file is there.
+    """
     num, owners = 0, set()
     for found in walk_images(inputs, plan.out):
         num += 1
@@ -138,7 +134,8 @@ def survey(inputs: Sequence[Path | str], plan: Targets, *, keep: bool) -> int:
                     "Predict them in two calls with different --out folders."
                 )
             owners.add(hash(file))
-            if not keep and (plan.out / file).exists():
+            too_long = not fits(PurePosixPath(file).name)  # It is told of when its turn comes.
+            if not keep and not too_long and (plan.out / file).exists():
                 raise InputError(
                     f"{plan.out / file} is there already. Give another --out folder, --resume to "
                     "skip what is finished, or --overwrite."

@@ -166,6 +166,30 @@ def test_what_was_measured_is_stored(trained):
             evaluation_from_json(text, "best.json")
 
 
+def test_all_figures_survive_being_stored(trained):
+    model, spec, samples = trained
+    found = evaluate(model, samples(), spec.classes, boundary=True, calibration=True)
+    found = found._replace(metrics=replace(found.metrics, beta=2.0))
+    again = evaluation_from_json(evaluation_to_json(found, 7), "best.json").metrics
+    assert again.to_dict() == found.metrics.to_dict()
+    for name in ("confusion", "boundary", "calibration"):
+        assert np.array_equal(getattr(again, name), getattr(found.metrics, name)), name
+    assert (again.beta, again.images) == (2.0, 4)
+    for name in ("mean_boundary_iou", "ece", "mean_f_score"):
+        assert getattr(again, name) == getattr(found.metrics, name) > 0
+
+
+def test_deeper_images_are_told_of_once(trained):
+    """Tensors of 16-bit images are int32."""
+    model, spec, samples = trained
+    deep = [sample._replace(image=sample.image.int() * 257) for sample in samples()]
+    with pytest.warns(UserWarning, match=r"The image 0 has values up to 6\d{4}, .*8 bits") as told:
+        evaluate(model, deep, spec.classes)
+    assert len(told) == 1
+    fitting = [sample._replace(image=sample.image.int()) for sample in samples()]
+    evaluate(model, fitting, spec.classes)
+
+
 # Windows
 
 

@@ -3,8 +3,11 @@
 import dataclasses
 import importlib
 import json
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jaxtyping
 import numpy as np
@@ -14,6 +17,7 @@ from PIL import Image
 
 import ccsnet
 from ccsnet import cli_export, export_forms
+from ccsnet.backbones._sizes import Conv2dSame, resample_offsets, take_multiples_of_32
 from ccsnet.checkpoint import read_checkpoint
 from ccsnet.errors import InputError
 from ccsnet.export import ExportConfig, export, made_images, parity_images
@@ -21,6 +25,8 @@ from ccsnet.export_forms import FORMATS
 from ccsnet.runtime import ExportedModel, load
 from tests.test_runtime import BLOCKED, picture
 
+ROOT = Path(__file__).parents[1]
+TORCH_FREE = ROOT / ".venv" / "torch-free" / "bin"
 FORMS = ("onnx", "torchscript", "torch-export", "openvino")
 
 
@@ -191,6 +197,75 @@ def load_info(checkpoint):
     return _info_of(checkpoint, ExportConfig(to="torchscript"))
 
 
+# What symbols cannot do
+
+
+def graph_of(network, size):
+    rows, columns = (32 * torch.export.Dim(name, min=2) for name in ("rows", "columns"))
+    with export_forms.quiet(), torch.no_grad():
+        made = torch.export.export(
+            network, (torch.rand(2, 3, *size),), dynamic_shapes=({2: rows, 3: columns},)
+        )
+    return made.module()
+
+
+@pytest.mark.slow
+def test_same_convolutions_in_a_graph():
+    """Each pads by what is left of its map's size: of symbols, terms that grow with every layer."""
+    kinds = ((3, 2, 1), (5, 2, 1), (2, 2, 1), (3, 1, 2), ((3, 5), (2, 1), 1))
+    layers = [Conv2dSame(3, 3, size, stride, dilation=d) for size, stride, d in kinds]
+    network = torch.nn.Sequential(*layers)
+    image = torch.rand(1, 3, 64, 160)
+    with torch.no_grad():
+        wanted = network(image)
+        take_multiples_of_32(network)
+        assert torch.equal(network(image), wanted)
+        found = graph_of(network, (96, 128))(image.expand(2, -1, -1, -1))[:1]
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.slow
+def test_relative_positions_in_a_graph():
+    """BEiT's tables are resampled inside it, to the grid of the image that comes."""
+
+    class Offsets(torch.nn.Module):
+        def forward(self, image):
+            return resample_offsets(table, (6, 4), (image.shape[2] // 16, image.shape[3] // 16))
+
+    torch.manual_seed(0)
+    table = torch.randn(11 * 7 + 3, 2)
+    made = graph_of(Offsets(), (320, 384))
+    with export_forms.quiet():
+        traced = torch.jit.trace(Offsets(), torch.rand(2, 3, 320, 384), check_trace=False)
+    for size in ((64, 64), (96, 64), (448, 128)):
+        wanted = Offsets()(torch.rand(2, 3, *size))
+        assert torch.equal(made(torch.rand(2, 3, *size)), wanted)
+        assert torch.equal(traced(torch.rand(2, 3, *size)), wanted)
+
+
+@pytest.mark.slow
+def test_what_a_graph_takes_for_granted_is_tried(checkpoint, monkeypatch):
+    """One that enlarges small maps is good from a larger side on only, or not at all."""
+
+    class Enlarges(torch.nn.Module):
+        def forward(self, image):
+            small = torch.nn.functional.avg_pool2d(image, 32)
+            height, width = (max(side, 8) for side in small.shape[2:])
+            return small if (height, width) == tuple(small.shape[2:]) else small.new_zeros(1)
+
+    class Pools(torch.nn.Module):
+        def forward(self, image):
+            places = torch.nn.functional.avg_pool2d(image, 256)
+            return image + (0 if places.shape[2] == places.shape[3] == 1 else 1)
+
+    info = dataclasses.replace(load_info(checkpoint), size=None)
+    with export_forms.quiet(), torch.no_grad():
+        _, smallest = export_forms._program(Enlarges(), info)
+        with pytest.raises(InputError, match=r"all sizes at once.*--size 512 512"):
+            export_forms._program(Pools(), info)
+    assert smallest == 256
+
+
 # Every form, with its own packages
 
 
@@ -245,6 +320,49 @@ def test_predict_uses_the_file_alone(run, checkpoint, predictor, tmp_path):
     for image in images:
         label = np.asarray(Image.open(tmp_path / "out" / "index" / image.name))
         assert (label == predictor.predict(image).label).mean() >= 0.999
+
+
+@pytest.mark.slow
+def test_predict_where_torch_is_not_installed(run, checkpoint, predictor, tmp_path):
+    """In an environment of its own, with no path back to this one."""
+    if not TORCH_FREE.is_dir():
+        pytest.skip("no environment without torch: make .venv/torch-free/installed")
+    made = written(checkpoint, tmp_path, "onnx")
+    images = sorted((run.data / "images" / "val").iterdir())
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+    def ran(*words):
+        return subprocess.run(
+            [TORCH_FREE / words[0], *map(str, words[1:])],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=own,
+        )
+
+    find = "import importlib.util as i; print(*map(i.find_spec, ('torch', 'timm', 'torchvision')))"
+    assert ran("python", "-c", find).stdout.split() == ["None"] * 3
+    done = ran(
+        *("ccsnet", "predict", "--runtime", "onnxruntime", made.path, *images),
+        *("--out", "out", "--save", "index", "color", "overlay"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "4 images: index, color, overlay in out" in done.stdout
+    for image in images:
+        label = np.asarray(Image.open(tmp_path / "out" / "index" / image.name))
+        assert np.array_equal(label, load(made.path).predict(image))
+        assert (label == predictor.predict(image).label).mean() >= 0.999
+    done = ran("ccsnet", "predict", run.out, images[0])
+    assert done.returncode == 2
+    assert "error: This needs the package torch" in done.stderr
+
+
+def test_the_packages_without_torch_are_those_of_the_page():
+    """What the page tells to install is what the test above has."""
+    made = re.search(r"^RUNTIME_PACKAGES := (.+)$", (ROOT / "Makefile").read_text("utf-8"), re.M)
+    page = (ROOT / "docs" / "export.md").read_text("utf-8")
+    assert made is not None
+    assert f"pip install {made[1]}\n" in page
 
 
 @pytest.mark.slow

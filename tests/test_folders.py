@@ -4,25 +4,31 @@ import gc
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 import tracemalloc
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from torch import nn
 
+import ccsnet
 from ccsnet.checkpoint import ClassInfo
 from ccsnet.claims import STALE_SECONDS, Claims
 from ccsnet.data.images import image_size
 from ccsnet.errors import InputError
 from ccsnet.folders import RECORDS, label_folder
 from ccsnet.predict import PredictConfig, Prediction, Predictor
+from ccsnet.progress import Silent
 from ccsnet.walk import walk_images
+from tests import processes
 from tests.shapes import CLASSES, COLOURS
 
 INFO = ClassInfo(dataset="shapes", classes=CLASSES, colours=COLOURS)
@@ -281,8 +287,6 @@ def test_other_settings_are_refused(photos, tmp_path):
 
 
 def test_a_trained_model(run, tmp_path):
-    import ccsnet
-
     predictor = ccsnet.load(run.out, device="cpu")
     images = run.data / "images" / "val"
     result = label_folder(predictor, [images], tmp_path / "out", save=("index", "relevant"))
@@ -295,8 +299,6 @@ def test_a_trained_model(run, tmp_path):
 
 def test_what_a_pixel_read_from(run, tmp_path):
     """Of an image that does not reach so far, the failure is noted."""
-    import ccsnet
-
     predictor, images = ccsnet.load(run.out, device="cpu"), run.data / "images" / "val"
     result = label_folder(predictor, [images], tmp_path / "out", save=(), at=(70, 90))
     sizes = {p.name: image_size(p) for p in images.iterdir()}
@@ -360,6 +362,7 @@ def start_sharing(photos, out):
 
 @pytest.mark.slow
 def test_processes_share_a_folder_and_one_is_killed(tmp_path):
+    """The other does what the killed one had taken, too."""
     photos, out = make_images(tmp_path / "photos", 150), tmp_path / "out"
     killed, other = start_sharing(photos, out), start_sharing(photos, out)
     until = time.monotonic() + 60
@@ -369,14 +372,130 @@ def test_processes_share_a_folder_and_one_is_killed(tmp_path):
     killed.communicate()
     assert other.communicate(timeout=120)[0]
     assert other.returncode == 0
-    last = start_sharing(photos, out)  # What the killed one had taken is done now at the latest.
-    text = last.communicate(timeout=120)[0]
-    assert last.returncode == 0
-    assert int(text.split()[0]) < 30
     for path in photos.iterdir():
         label = np.asarray(Image.open(path)).argmax(2)
         assert np.array_equal(np.asarray(Image.open(out / "color" / path.name)), label)
     assert not list(out.rglob("*.claim"))
+    last = start_sharing(photos, out)
+    assert last.communicate(timeout=120)[0].split() == ["0", "0"]
+
+
+@pytest.mark.slow
+def test_torchrun_shares_a_folder_and_one_is_killed(run, tmp_path):
+    """torchrun then ends all; the same command goes on, and ends as one process would."""
+    sources, photos = sorted((run.data / "images" / "train").iterdir()), tmp_path / "photos"
+    photos.mkdir()
+    for i in range(150):
+        shutil.copy(sources[i % len(sources)], photos / f"{i:03}.png")
+    (photos / "100-empty.png").touch()
+    save, alone, shared = ("index", "segments", "area"), tmp_path / "alone", tmp_path / "shared"
+    command = ["-m", "ccsnet", "predict", str(run.out), str(photos), "--cpu", "--save", *save]
+    command += ["--out", str(shared), "--json", str(tmp_path / "all.json")]
+    with processes.start(command, 3) as torchrun:
+        until = time.monotonic() + 120
+        while len(list(shared.rglob("*.png.json"))) < 20 and time.monotonic() < until:
+            time.sleep(0.02)
+        worker, *_ = children = processes.descendants(torchrun.pid)
+        os.kill(worker, signal.SIGKILL)
+        torchrun.communicate(timeout=60)
+        assert torchrun.returncode
+    assert len(children) >= 3
+    assert 20 <= len(list(shared.rglob("*.png.json"))) < 150
+    assert not (shared / "area.csv").exists()
+    ended = processes.launch(command, 3, timeout=240)
+    assert ended.returncode == 1
+    assert ended.stderr.count("failed: ") == 1, ended.stderr
+    assert f"failed: Cannot read {photos / '100-empty.png'}: the file is empty" in ended.stderr
+    assert ended.stdout.count("150 images: index, segments, area in") == 1
+    assert "1 failed" in ended.stdout
+    result = label_folder(ccsnet.load(run.out, "cpu"), [photos], alone, save=save)
+    # What the killed ones were writing has hidden names, and stays.
+    whole = {file: data for file, data in files_in(shared).items() if "/." not in file}
+    assert whole == files_in(alone)
+    assert not list(shared.rglob("*.claim"))
+    summary = json.loads((tmp_path / "all.json").read_text())
+    assert summary["labelled"] + summary["done_before"] == len(summary["images"]) == 150
+    assert summary["elsewhere"] == 0
+    assert [Path(one["image"]).name for one in summary["failures"]] == ["100-empty.png"]
+    assert summary["areas"] == pytest.approx(result.areas)
+
+
+def test_torchrun_does_not_replace(run, tmp_path, monkeypatch, capsys):
+    from ccsnet.cli import run as call
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    command = ["predict", str(run.out), str(run.data), "--out", str(tmp_path), "--overwrite"]
+    assert call(command) == 2
+    assert "error in process 1: Under torchrun nothing is replaced" in capsys.readouterr().err
+
+
+class Notes(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def test_others_are_waited_for(photos, tmp_path):
+    """What they finish is counted, what they leave is labelled."""
+    out, told = tmp_path / "out", Notes()
+    label_folder(ByColour(), [photos], tmp_path / "whole", save=("index", "area"))
+    first = label_folder(ByColour(), [photos / "00000.png"], out, save=("index", "area"))
+    settings = json.loads((out / RECORDS / "00000.png.json").read_text())["settings"]
+    other = Claims(out / RECORDS, settings)
+    assert other.ask("00001.png", ["index", "area"], out).whose == "ours"
+    result, predictor = {}, ByColour()
+
+    def work(finish):
+        result[finish] = label_folder(
+            predictor, [photos], out, save=("index", "area"), resume=True, finish=finish,
+            reporter=told, summary=tmp_path / f"{finish}.json",
+        )  # fmt: skip
+
+    work(False)
+    assert (result[False].labelled, result[False].done_before, result[False].elsewhere) == (3, 1, 1)
+    assert told.notes == []
+    assert not (tmp_path / "False.json").exists()
+    assert len(rows_of(out / "area.csv")) == 3 * first.labelled
+    thread = threading.Thread(target=work, args=(True,))
+    thread.start()
+    until = time.monotonic() + 20
+    while not told.notes and time.monotonic() < until:
+        time.sleep(0.01)
+    assert thread.is_alive()
+    other.drop_all()
+    thread.join(timeout=20)
+    assert told.notes == ["Waiting for images that other processes are at work on."]
+    assert (result[True].labelled, result[True].done_before, result[True].elsewhere) == (1, 4, 0)
+    assert predictor.calls == 4
+    assert files_in(out) == files_in(tmp_path / "whole")
+    assert len(json.loads((tmp_path / "True.json").read_text())["images"]) == 5
+
+
+def test_two_that_take_the_images_in_another_order(tmp_path):
+    """Neither waits for the other while it holds what the other waits for."""
+    folders = [make_images(tmp_path / name, 12) for name in "abc"]
+    predictors, results = [ByColour(seconds=0.01, at_once=5) for _ in range(2)], {}
+
+    def work(number):
+        order = folders[:: 1 - 2 * number]
+        results[number] = label_folder(
+            predictors[number], order, tmp_path / "out", save=("index",), resume=True, workers=3
+        )
+
+    threads = [threading.Thread(target=work, args=(n,), daemon=True) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert sorted(results) == [0, 1]
+    assert sum(r.labelled for r in results.values()) == 36
+    for found in results.values():
+        assert (found.labelled + found.done_before, found.elsewhere) == (36, 0)
 
 
 def test_claims_left_behind_are_taken_over(tmp_path):
@@ -407,30 +526,44 @@ def test_claims_left_behind_are_taken_over(tmp_path):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_images(tmp_path):
-    """Three thousand, in Python's own memory: what is held of each is a few hundred bytes at most.
+    """In Python's own memory, and without its collector: nothing waits to be freed.
 
-    A label map alone would be 3 kB an image.
+    What is held of an image is its name and a number; a label map alone would be 3 kB.
     """
-    few, photos = tmp_path / "few", tmp_path / "photos"
+    nums = {"warm": 50, "few": 100, "many": 1000}
     blocks = np.random.default_rng(0).integers(8, 256, (3, 4, 3), dtype=np.uint8)
     Image.fromarray(blocks.repeat(16, 0).repeat(16, 1)).save(tmp_path / "one.png")
-    for folder, num in ((few, 100), (photos, 3000)):
-        folder.mkdir()
+    for name, num in nums.items():
+        (tmp_path / name).mkdir()
         for i in range(num):
-            shutil.copy(tmp_path / "one.png", folder / f"{i:05}.png")
+            shutil.copy(tmp_path / "one.png", tmp_path / name / f"{i:05}.png")
     peaks = {}
-    for name, folder in (("warm", few), ("few", few), ("many", photos)):
-        gc.collect()
-        tracemalloc.start()
-        save = ("index", "segments", "area")
-        found = label_folder(
-            ByColour(), [folder], tmp_path / name, save=save, workers=2,
-            summary=tmp_path / f"{name}.json",
-        )  # fmt: skip
-        peaks[name] = tracemalloc.get_traced_memory()[1]
+    gc.collect()
+    gc.disable()
+    try:
+        for name, num in nums.items():
+            tracemalloc.start()
+            found = label_folder(
+                ByColour(), [tmp_path / name], tmp_path / f"{name}-out", workers=2,
+                save=("index", "segments", "area"), summary=tmp_path / f"{name}.json",
+            )  # fmt: skip
+            peaks[name] = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert found.labelled == num
+    finally:
         tracemalloc.stop()
-        assert found.labelled == (3000 if name == "many" else 100)
-    assert peaks["many"] - peaks["few"] < 2900 * 400
+        gc.enable()
+    assert peaks["many"] - peaks["few"] < 900 * 300
+
+
+def test_images_are_found_while_they_are_asked_for(tmp_path):
+    """The names of a folder are read when it is that folder's turn."""
+    make_images(tmp_path / "a", 2)
+    make_images(tmp_path / "b", 1)
+    walk = walk_images([tmp_path])
+    assert next(walk).name == "a/00000.png"
+    make_images(tmp_path / "b", 1, start=7)
+    assert [found.name for found in walk] == ["a/00001.png", "b/00000.png", "b/00007.png"]
 
 
 # The command line
@@ -462,3 +595,63 @@ def test_predict_of_a_folder(run, tmp_path, capsys):
     place = ["--at", "10", "20", "--out", str(tmp_path / "at"), "--cpu"]
     assert call(["predict", str(run.out), str(images / "0.png"), *place]) == 0
     assert (tmp_path / "at" / "at" / "0.png").is_file()
+
+
+def test_what_strangers_have_in_a_folder(run, tmp_path, capsys):
+    """Each failure is one line that names its file once; the others are labelled."""
+    from ccsnet.cli import run as call
+
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    make_images(photos, 2, size=(40, 60))
+    whole = (photos / "00001.png").read_bytes()
+    (photos / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (photos / "empty.jpg").touch()
+    (photos / "folder.png").mkdir()
+    (photos / "text.png").write_text("none")
+    tifffile.imwrite(photos / "five.tif", np.zeros((5, 8, 8), np.uint8), photometric="minisblack")
+    Image.open(photos / "00000.png").convert("CMYK").save(photos / "cmyk.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(photos / "00000.png").save(photos / "turned.jpg", exif=exif)
+    command = ["predict", str(run.out), str(photos), "--out", str(out), "--cpu"]
+    assert call([*command, "--json", str(tmp_path / "all.json")]) == 1
+    told = capsys.readouterr()
+    lines = [line for line in told.err.splitlines() if line.startswith("failed: ")]
+    assert len(lines) == 4
+    for name, line in zip(("cut.png", "empty.jpg", "five.tif", "text.png"), lines, strict=True):
+        assert line.count(str(photos / name)) == 1
+    assert "five.tif has 5 bands, but 3 are needed. Write the file again with" in lines[2]
+    assert "4 images: color in" in told.out
+    assert "4 failed" in told.out
+    summary = json.loads((tmp_path / "all.json").read_text())
+    sizes = {one["image"]: one["size"] for one in summary["images"]}
+    assert sizes["turned.jpg"] == [60, 40]
+    assert len(sizes) == len(summary["failures"]) == 4
+    only = [str(photos / "cut.png"), str(photos / "text.png"), "--out", str(tmp_path / "none")]
+    assert call(["predict", str(run.out), *only, "--cpu"]) == 1
+    told = capsys.readouterr().out
+    assert "0 images: color in" in told
+    assert "Share" not in told
+
+
+def test_places_that_cannot_be_written_to(photos, tmp_path, monkeypatch):
+    """They are refused before any image is labelled."""
+    (tmp_path / "file").write_text("none")
+    predictor = ByColour()
+    for out, summary in (
+        (tmp_path / "file", None),
+        (tmp_path / "file" / "out", None),
+        (tmp_path / "out", tmp_path / "file" / "all.json"),
+    ):
+        with pytest.raises(InputError, match=r"No results can be written to .*file.*Give another"):
+            label_folder(predictor, [photos], out, summary=summary)
+    with pytest.raises(InputError, match=r"to be written to .*photos, a folder\. Name a file"):
+        label_folder(predictor, [photos], tmp_path / "out", summary=photos)
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)  # The user may be one who may all.
+    with pytest.raises(InputError, match=r"to .*new: Permission denied\. Give another folder"):
+        label_folder(predictor, [photos], tmp_path / "new")
+    assert predictor.calls == 0

@@ -3,6 +3,7 @@
 import dataclasses
 import typing
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from ccsnet.datasets.ade20k import SPEC as ADE20K
 from ccsnet.datasets.cityscapes import SPEC as CITYSCAPES
 from ccsnet.datasets.loveda import SPEC as LOVEDA
 from ccsnet.errors import InputError
+from ccsnet.folders import label_folder
 from ccsnet.formats import FORMATS, server_values
 from ccsnet.heads._base import Output
-from ccsnet.predict import Predictor, find_images, predict_files
+from ccsnet.predict import Predictor
 
 SPECS = {"cityscapes": CITYSCAPES, "ade20k": ADE20K, "loveda": LOVEDA}
 
@@ -73,21 +75,18 @@ def test_files_for_a_server(name, run, tmp_path):
         (tmp_path / "in" / file).parent.mkdir(parents=True)
         Image.fromarray(pixels).save(tmp_path / "in" / file)
     out = tmp_path / "out"
-    images = find_images([tmp_path / "in"])
-    done = list(predict_files(predictor, images, out, save=("index",), server=name))
-    flat = sorted(p.name for p in (out / name).iterdir())
-    assert flat == ["4191.png", "aachen_000000_000019_leftImg8bit.png"]
-    for saved in done:
-        index, server = saved.files
-        with Image.open(server) as picture:
+    label_folder(predictor, [tmp_path / "in"], out, save=("index",), server=name)
+    assert shown(out / name) == ["4191.png", "aachen_000000_000019_leftImg8bit.png"]
+    for index in ("a/aachen_000000_000019_leftImg8bit.png", "b/4191.png"):
+        with Image.open(out / name / Path(index).name) as picture:
             assert picture.mode == "L"
             assert picture.size == (96, 64)
             found = np.asarray(picture)
         assert np.array_equal(found, server_values(name, spec.classes)[classes])
-        assert np.array_equal(np.asarray(Image.open(index)), classes)
+        assert np.array_equal(np.asarray(Image.open(out / "index" / index)), classes)
     with pytest.raises(InputError, match="is there already"):
-        list(predict_files(predictor, images, out, save=(), server=name))
-    list(predict_files(predictor, images, out, save=(), server=name, overwrite=True))
+        label_folder(predictor, [tmp_path / "in"], out, save=(), server=name)
+    label_folder(predictor, [tmp_path / "in"], out, save=(), server=name, overwrite=True)
 
 
 def test_equal_names_in_two_folders(run, tmp_path):
@@ -95,9 +94,9 @@ def test_equal_names_in_two_folders(run, tmp_path):
     for folder in ("rural", "urban"):
         (tmp_path / folder).mkdir()
         Image.new("RGB", (64, 64)).save(tmp_path / folder / "1.png")
-    images = find_images([tmp_path / "rural", tmp_path / "urban"])
+    images = [tmp_path / "rural", tmp_path / "urban"]
     with pytest.raises(InputError, match=r"would both be written to .*loveda/1\.png"):
-        list(predict_files(predictor_of(run, LOVEDA), images, tmp_path / "out", server="loveda"))
+        label_folder(predictor_of(run, LOVEDA), images, tmp_path / "out", server="loveda")
     assert not (tmp_path / "out").exists()
 
 

@@ -19,7 +19,7 @@ import ccsnet
 from ccsnet.checkpoint import load_model, read_checkpoint, save_checkpoint
 from ccsnet.cli import run as run_command
 from ccsnet.errors import InputError
-from ccsnet.hub import HubName, find_run, hub_name
+from ccsnet.hub import HubModel, HubName, find_run, hub_name
 from ccsnet.model_card import model_card
 from ccsnet.predict import Predictor, predictor_of
 from tests.shapes import CLASSES
@@ -188,6 +188,19 @@ def test_what_is_here_is_not_looked_for_elsewhere(tmp_path, monkeypatch):
     assert hub_name("hf://user/model") == HubName("user/model")
 
 
+def test_a_hub_model_says_how_it_is_made(run):
+    class Unfinished(HubModel):
+        """Not made of a checkpoint."""
+
+    with pytest.raises(TypeError, match=r"abstract method '?of_checkpoint"):
+        Unfinished()
+
+    class Small(Predictor):
+        """As a user may write one."""
+
+    assert type(Small.from_pretrained(run.out, device="cpu")) is Small
+
+
 # There and back
 
 
@@ -318,7 +331,7 @@ def test_names_that_nothing_is_published_as(predictor, hub, name):
 
 
 def test_a_hub_that_does_not_answer(predictor, offline, monkeypatch):
-    monkeypatch.setattr("ccsnet.hub._PATIENCE", 0.3)
+    monkeypatch.setattr("ccsnet.backbones._files.PATIENCE", 0.3)
     start = time.monotonic()
     with pytest.raises(InputError, match=r"cannot be downloaded .* does not answer; is there"):
         find_run("me/shapes")

@@ -6,7 +6,7 @@ import pytest
 from ccsnet import scores
 from ccsnet.errors import InputError
 from ccsnet.metrics import Metrics
-from ccsnet.scores import CLASS_SCORES, MEANS, OVERALL, bootstrap
+from ccsnet.scores import CLASS_SCORES, MEANS, OVERALL, bootstrap, bootstraps
 
 
 def made(seed, num_images, num_classes=3):
@@ -35,6 +35,16 @@ def test_equals_a_loop_over_resamples(name, beta):
     found = bootstrap(name, counts, level=0.9, resamples=60, seed=5, beta=beta)
     np.testing.assert_allclose(found.low, np.nanpercentile(drawn, 5, axis=0), rtol=1e-12)
     np.testing.assert_allclose(found.high, np.nanpercentile(drawn, 95, axis=0), rtol=1e-12)
+
+
+def test_several_metrics_are_of_the_same_draws():
+    counts = made(7, 12)[1]
+    names = [*CLASS_SCORES, *MEANS, *OVERALL]
+    found = bootstraps(names, counts, resamples=50, seed=3, beta=2.0)
+    assert list(found) == names
+    for name in names:
+        alone = bootstrap(name, counts, resamples=50, seed=3, beta=2.0)
+        np.testing.assert_array_equal(found[name], alone)
 
 
 def test_blocks_do_not_show(monkeypatch):

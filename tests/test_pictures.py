@@ -1,7 +1,6 @@
 """Pictures of any data are such as a screen can show."""
 
 import numpy as np
-import pytest
 import torch
 
 from ccsnet import pictures
@@ -36,28 +35,6 @@ def test_comparison_keeps_labels_when_it_shrinks():
     assert row.shape == (20, 4 * 80 + 3 * pictures.GAP, 3)
     truth = row[:, 80 + pictures.GAP : 160 + pictures.GAP]
     assert {tuple(c) for c in truth.reshape(-1, 3).tolist()} == {(0, 0, 9), (43, 1, 9)}
-
-
-@pytest.mark.parametrize("bands", [1, 2, 4, 5])
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
-def test_any_bands_are_stretched_to_a_screens(bands, dtype):
-    rng = np.random.default_rng(0)
-    image = rng.integers(20, 80, (30, 40, bands)).astype(dtype)
-    shown = pictures.rgb_of(image)
-    assert (shown.shape, shown.dtype) == ((30, 40, 3), np.uint8)
-    assert shown.min() == 0
-    assert shown.max() == 255
-    grey = np.array_equal(shown[..., 0], shown[..., 1])
-    assert grey == (bands < 3)
-    assert pictures.rgb_of(image, (15, 20)).shape == (15, 20, 3)
-
-
-def test_rgb_is_shown_as_it_is_and_deep_rgb_is_stretched():
-    image = np.random.default_rng(0).integers(100, 120, (8, 8, 3), np.uint8)
-    np.testing.assert_array_equal(pictures.rgb_of(image), image)
-    deep = image.astype(np.uint16) * 100
-    assert pictures.rgb_of(deep).max() == 255
-    assert pictures.rgb_of(np.full((4, 4, 1), 7, np.uint16)).max() == 0
 
 
 def test_sizes_shrink_and_never_grow():

@@ -1,6 +1,5 @@
 import dataclasses
 import inspect
-import shutil
 
 import numpy as np
 import pytest
@@ -11,14 +10,9 @@ from torch import nn
 import ccsnet
 from ccsnet.data.transforms import aligned_size
 from ccsnet.errors import InputError
+from ccsnet.folders import label_folder
 from ccsnet.heads._base import Output
-from ccsnet.predict import (
-    PredictConfig,
-    Prediction,
-    Predictor,
-    find_images,
-    predict_files,
-)
+from ccsnet.predict import PredictConfig, Prediction, Predictor
 from tests.shapes import CLASSES, COLOURS
 
 
@@ -169,91 +163,54 @@ def test_overlay_png(prediction, tmp_path):
         assert np.array_equal(np.asarray(png), prediction.overlay())
 
 
-# Files
+def test_a_kind_that_is_none(prediction, tmp_path):
+    with pytest.raises(InputError, match="No output is called 'colour'"):
+        inspect.unwrap(Prediction.save)(prediction, tmp_path / "map.png", "colour")
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture
-def photos(run, tmp_path):
-    """Two images in a folder, one more in a folder of it, and a text."""
-    for source, target in (("0", "a.png"), ("1", "B.PNG"), ("2", "deep/c.png")):
-        path = tmp_path / "photos" / target
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(run.data / "images" / "val" / f"{source}.png", path)
-    (tmp_path / "photos" / "notes.txt").write_text("none")
-    return tmp_path / "photos"
+# Images of more bits than the model knows
 
 
-def test_images_are_found(photos, monkeypatch):
-    def names(*inputs):
-        return [str(p.relative_to(photos)) for p in find_images(inputs)]
-
-    assert names(photos) == ["B.PNG", "a.png", "deep/c.png"]
-    assert names(str(photos / "a.png"), photos) == ["a.png", "B.PNG", "deep/c.png"]
-    assert names(str(photos / "*.png")) == ["a.png"]
-    assert names(str(photos / "**" / "*.png")) == ["a.png", "deep/c.png"]
-    assert names(f"{photos}/[ab].png") == ["a.png"]
-    odd = photos / "x[1].png"  # A file is a file, whatever it is called.
-    shutil.copy(photos / "a.png", odd)
-    assert names(odd) == ["x[1].png"]
-    monkeypatch.chdir(photos.parent)
-    assert [str(p) for p in find_images(["photos/a.png"])] == ["photos/a.png"]
+def deep_images(folder, highest, num=2):
+    """Images of 16 bits with values up to the highest."""
+    folder.mkdir()
+    for i in range(num):
+        pixels = np.random.default_rng(i).integers(0, 200, (40, 56), dtype=np.uint16)
+        pixels[5, 5] = highest
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
 
 
-def test_nothing_is_found(photos, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"No file, folder or pattern .*nowhere\.jpg"):
-        find_images([tmp_path / "nowhere.jpg"])
-    (tmp_path / "empty").mkdir()
-    for item in (tmp_path / "empty", str(photos / "*.jpg"), str(photos / "*.txt")):
-        with pytest.raises(InputError, match=r"No image in .*: looked for files ending in \.jpg"):
-            find_images([item])
+DEEP = r"deep/0\.png has values up to 256, .* 8 bits, .* 123\.675, 116\.28, 103\.53\. .*--mean"
 
 
-def test_files_are_written_below_their_kind(predictor, photos, tmp_path):
-    out = tmp_path / "out"
-    images = find_images([photos])
-    done = list(predict_files(predictor, images, out, save=("index", "color", "overlay")))
-    assert [saved.image for saved in done] == images
-    written = sorted(str(p.relative_to(out)) for p in out.rglob("*.png"))
-    assert written == sorted(
-        f"{kind}/{n}"
-        for kind in ("index", "color", "overlay")
-        for n in ("B.png", "a.png", "deep/c.png")
-    )
-    assert {str(f.relative_to(out)) for saved in done for f in saved.files} == set(written)
-    assert np.array_equal(np.asarray(Image.open(out / "index" / "a.png")), done[1].prediction.label)
+def test_deeper_images_are_told_of_once(run, tmp_path):
+    images = deep_images(tmp_path / "deep", 256)
+    predictor = ccsnet.load(run.out, device="cpu")
+    with pytest.warns(UserWarning, match=DEEP) as told:
+        list(predictor.predict_many([images / "0.png", images / "1.png"]))
+    assert len(told) == 1
+    predictor.predict(images / "0.png")
+    with pytest.warns(UserWarning, match="An image has values up to 65535, but"):
+        ccsnet.load(run.out, device="cpu").predict(np.full((32, 32, 3), 65535, np.uint16))
 
 
-def test_two_images_of_one_name(predictor, photos, tmp_path):
-    Image.open(photos / "a.png").save(photos / "a.jpg")
-    with pytest.raises(InputError, match=r"a\.jpg and .*a\.png would both be written to .*a\.png"):
-        list(predict_files(predictor, find_images([photos]), tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
-    shutil.copy(photos / "a.png", photos / "deep" / "a.png")  # Another folder: no clash.
-    images = find_images([photos / "a.png", photos / "deep"])
-    assert len(list(predict_files(predictor, images, tmp_path / "out"))) == 3
+def test_a_folder_of_deeper_images_is_told_of_once(run, tmp_path):
+    images = deep_images(tmp_path / "deep", 40_000, num=5)
+    predictor = ccsnet.load(run.out, device="cpu")
+    with pytest.warns(UserWarning, match=r"deep/\d\.png has values up to 40000,") as told:
+        assert label_folder(predictor, [images], tmp_path / "out").labelled == 5
+    assert len(told) == 1
 
 
-def test_existing_results_are_kept(predictor, photos, tmp_path):
-    images = [photos / "a.png"]
-    list(predict_files(predictor, images, tmp_path / "out"))
-    file = tmp_path / "out" / "color" / "a.png"
-    file.write_bytes(b"mine")
-    with pytest.raises(InputError, match=r"color/a\.png is there already.*--overwrite"):
-        list(predict_files(predictor, images, tmp_path / "out"))
-    assert file.read_bytes() == b"mine"
-    list(predict_files(predictor, images, tmp_path / "out", overwrite=True))
-    assert file.read_bytes() != b"mine"
-
-
-def test_images_named_absolutely_and_relatively(predictor, photos, tmp_path, monkeypatch):
-    monkeypatch.chdir(photos)
-    images = find_images(["a.png", str(photos / "deep" / "c.png")])
-    saved = list(predict_files(predictor, images, tmp_path / "out"))
-    assert len({file for one in saved for file in one.files}) == 2
-
-
-def test_an_image_that_is_named_twice(predictor, photos, tmp_path, monkeypatch):
-    monkeypatch.chdir(photos)
-    images = find_images(["a.png", "./a.png", str(photos / "a.png")])
-    assert len(images) == 1
-    assert len(list(predict_files(predictor, images, tmp_path / "out"))) == 1
+def test_nothing_is_told_of_images_that_fit(run, tmp_path):
+    """16 bits whose values are those of 8, and models whose statistics are those of 16."""
+    predictor = ccsnet.load(run.out, device="cpu")
+    predictor.predict(deep_images(tmp_path / "flat", 255, num=1) / "0.png")
+    deep = deep_images(tmp_path / "deep", 4000, num=1) / "0.png"
+    for mean, std in ((1200.0, 600.0), (100.0, 150.0)):  # No 8 bits have the second either.
+        predictor = ccsnet.load(run.out, device="cpu")
+        predictor.model.mean.fill_(mean)
+        predictor.model.std.fill_(std)
+        predictor.predict(deep)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from ccsnet.checkpoint import LAST
 from ccsnet.cli import run as run_command
-from ccsnet.processes import explain_timeout
+from ccsnet.lost_process import explain_timeout
 from ccsnet.runlog import LOG_FILE, VALIDATION_FILE, read_log
 from tests.processes import descendants, launch, start
 from tests.shapes import OPTIONS

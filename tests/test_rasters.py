@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import ccsnet
-from ccsnet import rasters, rasters_bands, rasters_polygons
+from ccsnet import rasters, rasters_parts, rasters_passes, rasters_polygons
 from ccsnet.checkpoint import ClassInfo
 from ccsnet.cli import run as run_command
 from ccsnet.data.loading import image_tensor
@@ -25,7 +25,7 @@ from ccsnet.errors import InputError
 from ccsnet.heads._base import Output
 from ccsnet.predict import Predictor
 from ccsnet.rasters import RasterConfig, label_raster
-from ccsnet.rasters_bands import Windows, labelled_rows
+from ccsnet.rasters_passes import Plan, labelled_rows
 from ccsnet.segmenter import Segmenter, create_segmenter
 from ccsnet.sliding import sliding_label, stride_of
 from tests.shapes import CLASSES, COLOURS, scene, tiny_model
@@ -112,25 +112,21 @@ SMALL = RasterConfig(window=64)
 @pytest.mark.parametrize("size", [(140, 230), (64, 64), (20, 150), (7, 9), (201, 65)])
 @pytest.mark.parametrize("stride", [64, 48, 32, 42])
 def test_streamed_rows_equal_the_whole(network, monkeypatch, size, stride):
-    monkeypatch.setattr(rasters_bands, "COLUMNS", 17)
-    pixels = torch.from_numpy(picture(size).transpose(2, 0, 1).copy())
-    expected = sliding_label(network, pixels, 3, size, window=64, stride=stride).numpy()
-    windows = Windows(size=size, window=64, stride=stride)
+    monkeypatch.setattr(rasters_passes, "COLUMNS", 60)
+    pixels = picture(size)
+    expected = sliding_label(
+        network, image_tensor(pixels), 3, size, window=64, stride=stride
+    ).numpy()
+    pipeline = Predictor(network, info()).pipeline(RasterConfig(own_size=True))
+    plan = Plan(pipeline=pipeline, size=size, window=(64, stride), channels=3)
 
-    def crop(top, left, rows, columns):
-        return pixels[:, top : top + rows, left : left + columns], np.ones((rows, columns), bool)
+    def crop(rows, columns):
+        found = pixels[rows, columns]
+        return found, np.ones(found.shape[:2], bool)
 
     for first in (0, 4, 100):
         if first < size[0]:
-            rows = labelled_rows(
-                network,
-                crop,
-                windows,
-                channels=3,
-                num_classes=3,
-                ignore_index=255,
-                first_row=first,
-            )
+            rows = labelled_rows(plan, crop, ignore_index=255, first_row=first)
             assert np.array_equal(np.concatenate(list(rows)), expected[first:])
 
 
@@ -456,18 +452,20 @@ def test_refused(predictor, tmp_path):
         ({"out": tmp_path / "labels.png"}, "must end in .tif"),
         ({"out": good}, "is the scene itself"),
         ({"polygons": tmp_path / "labels.shp"}, r"\.gpkg, \.geojson, \.json.*ends in '\.shp'"),
-        ({"config": RasterConfig(window=65)}, "multiple of 32"),
     ]:
         with pytest.raises(InputError, match=message):
             label_raster(predictor, **{"scene": good, "out": out} | arguments)
     with pytest.raises(FileNotFoundError, match=r"no scene .*gone\.tif"):
         label_raster(predictor, tmp_path / "gone.tif", out)
-    for wrong in ({"overlap": 0.8}, {"overlap": -0.1}, {"batch_size": 0}):
-        with pytest.raises(InputError, match="must be"):
+    for wrong, message in [
+        ({"overlap": 0.8}, "must be"),
+        ({"batch_size": 0}, "must be"),
+        ({"window": 65}, "multiple of 32"),
+        ({"window": 0}, "seen in windows.*ccsnet predict"),
+        ({"own_size": False}, "always seen at its own resolution"),
+    ]:
+        with pytest.raises(InputError, match=message):
             RasterConfig(**wrong)
-    two = Predictor(predictor.model, predictor.info, [predictor.model])
-    with pytest.raises(InputError, match="by one model, not by the mean of 2"):
-        label_raster(two, good, out)
     out.write_bytes(b"old")
     with pytest.raises(InputError, match="is there already"):
         label_raster(predictor, good, out)
@@ -535,7 +533,7 @@ class Stopping(rasters.Silent):
 
 
 def test_a_stopped_run_goes_on(network, tmp_path, monkeypatch):
-    monkeypatch.setattr(rasters, "PART_ROWS", 64)
+    monkeypatch.setattr(rasters_parts, "PART_ROWS", 64)
     pixels = picture((400, 130))
     path = write(tmp_path / "scene.tif", pixels)
     out, predictor = tmp_path / "labels.tif", Predictor(network, info())
@@ -553,7 +551,7 @@ def test_a_stopped_run_goes_on(network, tmp_path, monkeypatch):
 
 
 def test_rows_of_another_run_are_not_taken(network, predictor, tmp_path, monkeypatch):
-    monkeypatch.setattr(rasters, "PART_ROWS", 64)
+    monkeypatch.setattr(rasters_parts, "PART_ROWS", 64)
     pixels = picture((400, 130))
     path, out = write(tmp_path / "scene.tif", pixels), tmp_path / "labels.tif"
     with pytest.raises(KeyboardInterrupt):
@@ -573,14 +571,14 @@ SLOW_RUN = """
             time.sleep(0.02)
     torch.manual_seed(0)
     network = create_segmenter(tiny_model(), num_classes=3).eval()
-    rasters.PART_ROWS = 64
+    rasters_parts.PART_ROWS = 64
     label_raster(Predictor(network, info()), sys.argv[1], sys.argv[2], SMALL, reporter=Slow())
 """
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on(network, tmp_path, monkeypatch):
-    monkeypatch.setattr(rasters, "PART_ROWS", 64)
+    monkeypatch.setattr(rasters_parts, "PART_ROWS", 64)
     pixels = picture((400, 330))
     path, out = write(tmp_path / "scene.tif", pixels), tmp_path / "labels.tif"
     command = [sys.executable, "-c", textwrap.dedent(SLOW_RUN), str(path), str(out)]
@@ -595,6 +593,94 @@ def test_a_killed_run_goes_on(network, tmp_path, monkeypatch):
     label_raster(Predictor(network, info()), path, out, SMALL, reporter=last)
     assert last.begun > 0
     assert np.array_equal(read(out), whole(network, pixels))
+
+
+KILLED_WRITING = """
+    import os, signal, sys
+    from tests.test_rasters import *
+    class Killing(rasters.Silent):
+        stage = ""
+        def start(self, stage, total, done=0):
+            self.stage = stage
+        def advance(self, units=1, **values):
+            if self.stage == sys.argv[3]:
+                os.kill(os.getpid(), signal.SIGKILL)
+    torch.manual_seed(0)
+    network = create_segmenter(tiny_model(), num_classes=3).eval()
+    label_raster(
+        Predictor(network, info()), sys.argv[1], sys.argv[2], SMALL,
+        polygons=Path(sys.argv[2]).with_suffix(".gpkg"), reporter=Killing(),
+    )
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["writing", "polygons"])
+def test_a_run_killed_while_it_writes_leaves_nothing_that_passes_for_a_result(
+    network, tmp_path, stage
+):
+    pixels = picture((300, 130))
+    path, out = write(tmp_path / "scene.tif", pixels), tmp_path / "labels.tif"
+    polygons = out.with_suffix(".gpkg")
+    code = textwrap.dedent(KILLED_WRITING)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path), str(out), stage],
+        cwd=Path(__file__).parent.parent,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert not out.exists()
+    assert not polygons.exists()
+    parts = tmp_path / ".labels.tif.parts"
+    assert list(parts.glob(".labels-*.tif")), "the half of the result, aside"
+    last = Stopping(0)
+    label_raster(Predictor(network, info()), path, out, SMALL, polygons=polygons, reporter=last)
+    assert last.notes == ["Going on from row 300 of 300."]
+    assert np.array_equal(read(out), whole(network, pixels))
+    assert len(geopackage(polygons)) > 1
+    assert not parts.exists()
+
+
+def test_a_run_stopped_after_its_result_is_there(network, tmp_path, monkeypatch):
+    """All that is left is to clear up: the same call does it, without --overwrite."""
+    pixels = picture((300, 130))
+    path, out = write(tmp_path / "scene.tif", pixels), tmp_path / "labels.tif"
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rasters.shutil, "rmtree", stop)
+        with pytest.raises(KeyboardInterrupt):
+            label_raster(Predictor(network, info()), path, out, SMALL)
+    assert np.array_equal(read(out), whole(network, pixels))
+    label_raster(Predictor(network, info()), path, out, SMALL)
+    assert np.array_equal(read(out), whole(network, pixels))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["labels.tif", "scene.tif"]
+
+
+def test_finished_rows_that_are_damaged_are_named(network, tmp_path, monkeypatch):
+    monkeypatch.setattr(rasters_parts, "PART_ROWS", 64)
+    path, out = write(tmp_path / "scene.tif", picture((400, 130))), tmp_path / "labels.tif"
+    with pytest.raises(KeyboardInterrupt):
+        label_raster(Predictor(network, info()), path, out, SMALL, reporter=Stopping(14))
+    part = tmp_path / ".labels.tif.parts" / "000000.labels"
+    part.write_bytes(part.read_bytes()[:-9])
+    with pytest.raises(InputError, match=r"finished rows in .*000000.* are damaged .*Delete"):
+        label_raster(Predictor(network, info()), path, out, SMALL)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("letter", ["x", "漢"])
+def test_a_result_with_the_longest_name(predictor, tmp_path, letter):
+    size = len(letter.encode())
+    name = "x" * (251 % size) + letter * (251 // size) + ".tif"
+    path = write(tmp_path / "scene.tif", picture((40, 30)))
+    made = label_raster(predictor, path, tmp_path / name, SMALL)
+    assert read(made.labels).shape == (40, 30)
+    with pytest.raises(InputError, match="a file's name has 255 bytes at most"):
+        label_raster(predictor, path, tmp_path / f"x{name}", SMALL)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["scene.tif", name])
 
 
 @pytest.mark.parametrize("limit", [600, 9000, 12000, 40000])

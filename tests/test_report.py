@@ -2,12 +2,14 @@
 
 import base64
 import re
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 
-from ccsnet import report
+from ccsnet import report, run_report
+from ccsnet.errors import InputError
 from ccsnet.metrics import Metrics
 
 CLASSES = ("road", "sky & <sea>", "never")
@@ -57,6 +59,55 @@ def test_class_table_shows_absent_classes_as_a_dash_and_leaves_them_out(metrics)
     assert by_name["never"][2] == "-"
     mean = (6 / 9 + 11 / 14) / 2
     assert by_name["mean"][2] == f"{100 * mean:.1f}"
+
+
+def test_class_table_has_all_that_was_measured(metrics):
+    assert report.class_table(metrics).head == [
+        *("class", "share of pixels %", "IoU %", "Dice %", "accuracy %", "precision %")
+    ]
+    more = replace(
+        metrics,
+        per_image=np.array([[[6, 11, 0], [8, 12, 0], [7, 13, 0]]]),
+        boundary=np.array([[1, 0, 0], [2, 0, 0], [3, 0, 0]]),
+    )
+    table = report.class_table(more, metrics)
+    assert table.head[2:4] == ["IoU %", "95 % interval"]
+    assert table.head[-2:] == ["boundary IoU %", "IoU % of baseline"]
+    by_name = {row[0]: row for row in table.rows}
+    assert by_name["road"][3] == "66.7 to 66.7"  # Of one image.
+    assert by_name["never"][3] == "-"
+    assert [by_name[name][-2] for name in (*CLASSES, "mean")] == ["25.0", "-", "-", "25.0"]
+    assert by_name["road"][6] == "85.7"  # Precision: 6 of 7.
+
+
+def test_diagram_of_calibration(metrics):
+    pixels = np.zeros(10, int)
+    pixels[[4, 9]] = 30, 70
+    right = np.zeros(10, int)
+    right[[4, 9]] = 15, 70
+    confidence = np.zeros(10, int)
+    confidence[[4, 9]] = 30 * 0.45 * 2**24, 70 * 0.95 * 2**24
+    more = replace(metrics, calibration=np.stack([pixels, right, confidence]))
+    left, below = report.reliability_plot(more).axes
+    heights = [bar.get_height() for bar in left.patches]
+    assert (heights[4], heights[9]) == (50, 100)
+    assert np.isnan(heights[:4]).all()
+    assert [bar.get_height() for bar in below.patches][-1] == 70
+    report.plot(report.reliability_plot(more), "drawn without a warning")
+    with pytest.raises(InputError, match="not measured"):
+        report.reliability_plot(metrics)
+    assert run_report.calibration_sections(metrics) == []
+    (section,) = run_report.calibration_sections(more)
+    assert "error is 5.0 %" in section.texts[0]
+    assert "80.0 % sure" in section.texts[0]  # 0.3 x 45 % + 0.7 x 95 %
+    assert "85.0 % of the pixels are right" in section.texts[0]
+
+
+def test_words_are_on_the_left_and_numbers_on_the_right(tmp_path, metrics):
+    tables = [report.confusion_table(metrics), report.class_table(metrics)]
+    page = write(tmp_path / "r.html", [report.Section("S", [], tables)])
+    assert '<td class="words">road</td><td class="words">sky &amp; &lt;sea&gt;</td><td>25' in page
+    assert '<td class="words">road</td><td>40.0</td>' in page
 
 
 def test_plots_draw(tmp_path, metrics):

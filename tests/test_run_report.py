@@ -14,7 +14,6 @@ from ccsnet.checkpoint import read_checkpoint
 from ccsnet.datasets._folder import read_spec
 from ccsnet.evaluate import Evaluation
 from ccsnet.metrics import Metrics
-from ccsnet.predict import Prediction
 from ccsnet.progress import Silent
 from ccsnet.report import Picture, Table
 from ccsnet.run_folder import BEST_FILE
@@ -93,6 +92,23 @@ def test_figures_that_are_given_are_taken(copy):
     assert page.count("Picture, truth, prediction") == 2  # Caption and alternative text.
 
 
+def test_what_was_measured_with_it_is_shown(copy):
+    page, _ = write(copy)
+    assert "95 % of such sets would have a mIoU of" in page  # From what training has stored.
+    assert "95 % interval" in page
+    assert "How sure it is" not in page
+    metrics = Metrics(
+        classes=("ground", "disc", "box"),
+        confusion=np.diag([9, 8, 7]),
+        images=4,
+        boundary=np.array([[1, 2, 2], [2, 2, 2], [2, 2, 2]]),
+        calibration=np.array([[24], [24], [12 * 2**24]]),
+    )
+    page, _ = write(copy, evaluation=Evaluation(metrics, ranked("0", "1")))
+    assert "boundary IoU 77.8 %." in page
+    assert "calibration error is 50.0 %" in page
+
+
 # Training
 
 
@@ -131,17 +147,14 @@ def test_logs_of_older_versions_and_none(copy):
 
 
 class Guess:
-    """A predictor that says class 0 everywhere."""
+    """A model that says class 0 everywhere."""
 
     def __init__(self, spec):
         self.spec, self.seen = spec, []
 
     def predict(self, image):
         self.seen.append(image.shape)
-        label = np.zeros(image.shape[:2], np.uint8 if self.spec.ignore_index == 255 else np.uint16)
-        return Prediction(
-            label=label, classes=self.spec.classes, colours=self.spec.colours, image=image
-        )
+        return np.zeros(image.shape[:2], np.uint8 if self.spec.ignore_index == 255 else np.uint16)
 
 
 @pytest.fixture
@@ -153,8 +166,9 @@ def show(monkeypatch):
         guess = Guess(spec)
         confusion = np.zeros((spec.num_classes, spec.num_classes), int)
         evaluation = Evaluation(Metrics(classes=spec.classes, confusion=confusion), ranking)
-        images = run_report.images_section.__wrapped__  # Unchecked: the guess is no Predictor.
-        return images(evaluation, guess, spec, spec.pairs(root, "val"), **options), guess
+        pairs = spec.pairs(root, "val")
+        section = run_report.images_section(evaluation, guess.predict, spec, pairs, **options)
+        return section, guess
 
     return show
 
@@ -171,10 +185,23 @@ def test_at_most_eight_images_each_once(tmp_path, show, num, kinds):
     data = make_shapes(tmp_path, train=1, val=num)
     names = [str(i) for i in range(num)]
     section, guess = show(data, ranked(*names))
-    captions = [block.caption for block in section.blocks]
+    captions = [block.caption for block in section.blocks if isinstance(block, Picture)]
     assert "".join(c[0] for c in captions) == kinds
     assert len({c.split(",")[0].split(": ")[1] for c in captions}) == len(guess.seen) == len(kinds)
     assert captions[0].startswith(f"best: {num - 1}, mIoU {10 * (num - 1):.1f} %")
+
+
+@pytest.mark.parametrize(
+    ("num", "heading"),
+    [(9, "all 9 images, worst first"), (24, "the worst 20 of 24 images, worst first")],
+)
+def test_of_many_images_the_worst_are_named(tmp_path, show, num, heading):
+    data = make_shapes(tmp_path, train=1, val=num)
+    section, _ = show(data, ranked(*map(str, range(num))))
+    table = section.blocks[-1]
+    assert table.head == [heading, "mIoU %"]
+    assert table.rows[:2] == [["0", "0.0"], ["1", "10.0"]]
+    assert len(table.rows) == min(num, 20)
 
 
 def test_without_a_pixel_that_counts_the_first_images_are_shown(tmp_path, show):

@@ -1,7 +1,7 @@
 """Labelling in NumPy gives what labelling in torch gives, and needs no torch."""
 
 import dataclasses
-import importlib.util
+import importlib
 import subprocess
 import sys
 
@@ -219,11 +219,15 @@ def test_files_that_cannot_be_opened(tmp_path):
         runtime.load(tmp_path / "model.onnx")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is not None, reason="it is installed")
-def test_a_runtime_that_is_not_installed(tmp_path):
-    (tmp_path / "model.onnx").write_bytes(b"any")
-    with pytest.raises(InputError, match=r"onnxruntime, which is not .*'ccsnet\[export\]'"):
-        runtime.load(tmp_path / "model.onnx")
+def test_a_runtime_that_is_not_installed(tmp_path, monkeypatch):
+    def nothing(name):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(importlib, "import_module", nothing)
+    for name, package in (("model.onnx", "onnxruntime"), ("model.xml", "openvino")):
+        (tmp_path / name).write_bytes(b"any")
+        with pytest.raises(InputError, match=rf"{package}, which is not .*'ccsnet\["):
+            runtime.load(tmp_path / name)
 
 
 # Files

@@ -92,3 +92,11 @@ def test_names_are_folded_not_cut():
     assert text.count("a") == 30
     assert "160000/160000" in text
     assert "…" not in text
+
+
+def test_names_in_brackets_are_no_colours():
+    console = Console(file=io.StringIO(), width=80, record=True)
+    console.print(terminal.table("T", {"class": "left"}, [["[red]"], ["sky [/blue]"]]))
+    printed = console.export_text()
+    assert "[red]" in printed
+    assert "sky [/blue]" in printed

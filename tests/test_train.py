@@ -314,9 +314,9 @@ def test_four_bands_are_measured(tmp_path):
     np.testing.assert_allclose(stored.config.model.mean, np.concatenate(bands).mean(0))
     np.testing.assert_allclose(stored.config.model.std, np.concatenate(bands).std(0), rtol=1e-6)
     train(dataclasses.replace(config), tmp_path / "run", resume=True)
-    given = dataclasses.replace(config.model, mean=(1.0,) * 4, std=(2.0,) * 4)
+    given = dataclasses.replace(config.model, mean=(1000.0,) * 4, std=(2.0,) * 4)
     train(dataclasses.replace(config, model=given), tmp_path / "given")
-    assert read_checkpoint(tmp_path / "given").config.model.mean == (1.0,) * 4
+    assert read_checkpoint(tmp_path / "given").config.model.mean == (1000.0,) * 4
 
 
 # Bad input

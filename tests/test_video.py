@@ -2,12 +2,15 @@ import inspect
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import ccsnet
@@ -16,6 +19,7 @@ from ccsnet.errors import InputError
 from ccsnet.grid import ScoreGrid
 from ccsnet.heads._base import Output
 from ccsnet.predict import Predictor
+from ccsnet.progress import Silent
 from ccsnet.segmenter import Segmenter
 from ccsnet.video import CODECS, Smoother, label_video
 from tests.shapes import CLASSES, COLOURS, scene
@@ -45,6 +49,16 @@ def frames_of(path):
     rate = capture.get(cv2.CAP_PROP_FPS)
     capture.release()
     return found, rate
+
+
+class Notes(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
 
 
 class Flickers(Segmenter):
@@ -97,17 +111,20 @@ def test_a_video_comes_out(predictor, clip, tmp_path, suffix):
 
 
 def test_odd_sides_lose_a_row_or_column(predictor, tmp_path):
-    """The codecs hold even sides only: OpenCV cuts as well, and here the size is said."""
-    path = tmp_path / "odd.mkv"
-    code = cv2.VideoWriter.fourcc(*"FFV1")
-    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, code, 10, (65, 47))
-    for _ in range(3):
-        writer.write(np.zeros((47, 65, 3), np.uint8))
-    writer.release()
-    found = label_video(predictor, path, tmp_path / "out.mp4")
-    frames, _ = frames_of(tmp_path / "out.mp4")
+    """The codecs hold even sides only; what is left out is said."""
+    path = tmp_path / "odd.gif"  # OpenCV itself writes no odd sides.
+    frames = [Image.new("RGB", (65, 47), (80 * i, 90, 90)) for i in range(3)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)
+    told = Notes()
+    found = label_video(predictor, path, tmp_path / "out.mp4", reporter=told)
+    frames, rate = frames_of(tmp_path / "out.mp4")
     assert frames[0].shape[:2] == found.size
     assert found.size == (46, 64)
+    assert rate == pytest.approx(10)
+    assert told.notes == [
+        "Of the frames' 65 x 47 pixels the last row or column is left out: the codecs hold even "
+        "sides only."
+    ]
 
 
 def test_no_more_frames_than_asked_for(predictor, clip, tmp_path):
@@ -183,6 +200,15 @@ def test_what_cannot_be_used(predictor, clip, tmp_path, change, text, capfd):
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_the_video_itself_is_not_replaced(predictor, clip, tmp_path):
+    whole = clip.read_bytes()
+    (tmp_path / "link.mp4").symlink_to(clip)
+    for out in (clip, tmp_path / "link.mp4"):
+        with pytest.raises(InputError, match=r"\.mp4 is the video to label itself"):
+            label_video(predictor, clip, out, overwrite=True)
+    assert clip.read_bytes() == whole
+
+
 def test_a_video_that_is_not_there(predictor, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No video .*none\.mp4"):
         label_video(predictor, tmp_path / "none.mp4", tmp_path / "out.mp4")
@@ -251,8 +277,34 @@ def test_the_command(run, clip, tmp_path, capsys):
     command = ["video", str(run.out), str(clip), "--out", str(out), "--smooth", "0.7", "--cpu"]
     assert call(command) == 0
     told = capsys.readouterr().out
-    assert "out.mp4: 12 frames of 96 x 72 at 12.5 per second; labelled at" in told
+    assert "out.mp4: 12 frames of 96 x 72 at 12.5 per second, without sound; labelled at" in told
     assert call(command) == 2
     assert "is there already" in capsys.readouterr().err
     assert call(["video", str(run.out)]) == 2
     assert "Which video?" in capsys.readouterr().err
+    assert call(["video", str(run.out), "97", "--out", str(tmp_path / "camera.mp4")]) == 2
+    assert "error: Camera 97 cannot be opened as a video" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_command_leaves_a_video_that_plays(run, tmp_path, number):
+    clip = make_video(tmp_path / "long.avi", num=3000)
+    out = tmp_path / "out.mp4"
+    command = ["-m", "ccsnet", "video", str(run.out), str(clip), "--out", str(out), "--cpu"]
+    with subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        until = time.monotonic() + 120
+        while not list(tmp_path.glob(".out-*")) and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        process.send_signal(number)
+        told, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "and stopped there." in told
+    frames, rate = frames_of(out)
+    assert f"out.mp4: {len(frames)} frames of" in told
+    assert 0 < len(frames) < 3000
+    assert rate == pytest.approx(12.5)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["long.avi", "out.mp4"]

@@ -7,7 +7,7 @@ import threading
 import urllib.parse
 import urllib.request
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ _NESTINGS = (
     *("teacher", "student", "state_dict_ema", "model_ema"),
 )
 
-_PATIENCE = 3.0  # Seconds that a server is given to answer.
+PATIENCE = 3.0
+"""Seconds that a server is given to answer."""
 
 # What training programs store beside the weights. These names, and no others, may stand in a file:
 # each becomes an empty thing of ours, and nothing of the named module is imported or called.
@@ -219,7 +220,7 @@ def download(model_name: str) -> dict[str, Tensor]:
         options["pretrained_cfg_overlay"] = {"file": str(cached)}
     else:
         host, port = _server(published)
-        if not _answers(host, port):
+        if not _listens(host, port):
             # Else the hub's own tries would go on for the better part of a minute.
             raise _cannot_download(model_name, alternatives, f"{host} does not answer")
     timm.models.set_pretrained_download_progress(True)
@@ -272,16 +273,26 @@ def _server(published: PretrainedCfg) -> tuple[str, int]:
     return address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
 
 
-def _answers(host: str, port: int) -> bool:
-    """Whether anybody listens there, asked for three seconds at most."""
+def _listens(host: str, port: int) -> bool:
+    return answers(lambda seconds: socket.create_connection((host, port), seconds).close())
+
+
+def answers(ask: Callable[[float], object]) -> bool:
+    """Whether a server answers within `PATIENCE`.
+
+    Args:
+        ask: Asks it, for so many seconds at most, and raises where there is no answer.
+    """
     answered = threading.Event()
 
-    def connect() -> None:
-        with contextlib.suppress(OSError), socket.create_connection((host, port), _PATIENCE):
+    def try_it() -> None:
+        # Of the system, of a library that speaks HTTP: there are many errors.
+        with contextlib.suppress(Exception):
+            ask(PATIENCE)
             answered.set()
 
     # In a thread, since looking up a name knows no time limit.
-    thread = threading.Thread(target=connect, daemon=True)
+    thread = threading.Thread(target=try_it, daemon=True)
     thread.start()
-    thread.join(_PATIENCE)
+    thread.join(PATIENCE)
     return answered.is_set()

@@ -8,13 +8,16 @@ which orders its tokens for its own grid. Both get their grid from the image her
 import functools
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from timm.layers import resample_abs_pos_embed
-from timm.models.beit import Attention, Beit, gen_relative_position_index
+import torch.nn.functional as F
+from jaxtyping import Float, Integer
+from timm.layers import Conv2dSame, resample_abs_pos_embed
+from timm.models.beit import Attention, Beit
 from timm.models.hiera import Hiera, Reroll, Unroll
 from torch import Tensor, nn
+
+NEWTON_STEPS = 12
+"""Of which the last ones change nothing: from 14 patches to 1000, seven suffice."""
 
 
 def take_any_size(model: nn.Module) -> None:
@@ -27,6 +30,32 @@ def take_any_size(model: nn.Module) -> None:
             block.attn.__class__ = _AnyGridAttention
     elif isinstance(model, Hiera) and model.pos_embed is not None:
         model.__class__ = _AnySizeHiera
+
+
+def take_multiples_of_32(model: nn.Module) -> None:
+    """Let a model rely on sides that are multiples of 32: what it pads by is then known.
+
+    For export alone. timm's "same" convolutions pad by what a stride leaves over of a size. Where
+    sizes are symbols such terms nest, layer in layer, and a graph takes hours.
+    """
+    for module in model.modules():
+        if isinstance(module, Conv2dSame):
+            module.__class__ = _DividingConv
+
+
+class _DividingConv(Conv2dSame):
+    """timm's convolution on a map whose sides its strides divide."""
+
+    def forward(self, x: Float[Tensor, "B _ _ _"]) -> Float[Tensor, "B _ _ _"]:
+        """As timm's."""
+        own: Any = self  # timm has lost the types of what it holds.
+        around: list[int] = []
+        for side in (1, 0):  # Columns first, as `pad` wants them.
+            reach = (own.kernel_size[side] - 1) * own.dilation[side] + 1
+            total = max(reach - own.stride[side], 0)
+            around += [total // 2, total - total // 2]
+        settings = (own.bias, own.stride, (0, 0), own.dilation, own.groups)
+        return F.conv2d(F.pad(x, around), own.weight, *settings)
 
 
 class _AnySizeBeit(Beit):
@@ -50,11 +79,17 @@ class _AnyGridAttention(Attention):
         table, window, grid = self.relative_position_bias_table, self.window_size, self.grid
         assert table is not None, "timm asks only where there is a table"
         assert window is not None, "timm gives a table a window"
-        if grid is None or tuple(grid) == tuple(window):
+        if not _in_a_graph() and (grid is None or tuple(grid) == tuple(window)):
             return super()._get_rel_pos_bias()
+        assert grid is not None, "the model told it"
         table = resample_offsets(table, window, grid)
-        index = _offset_index(tuple(grid)).to(table.device)
-        return table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1).unsqueeze(0)
+        index = (_offset_index if _in_a_graph() else _kept_index)((grid[0], grid[1]), table.device)
+        return table[index].permute(2, 0, 1).unsqueeze(0)
+
+
+def _in_a_graph() -> bool:
+    """Whether a graph is being made, where sizes are symbols: not to be compared or remembered."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def resample_offsets(
@@ -68,44 +103,72 @@ def resample_offsets(
 
     Source: the fine-tuning code of Bao et al., "BEiT", ICLR 2022; linear between two offsets.
     """
-    heads = table.shape[-1]
+    weights = _offset_weights if _in_a_graph() else _kept_weights
     rows, columns = (
-        torch.from_numpy(_offset_weights(old, new)).to(table)
-        for old, new in zip(window, grid, strict=True)
+        weights(old, new, table.device).to(table) for old, new in zip(window, grid, strict=True)
     )
+    heads = table.shape[-1]
     spatial = table[:-3].view(rows.shape[1], columns.shape[1], heads)
     spatial = torch.einsum("yh,xw,hwn->yxn", rows, columns, spatial)
     return torch.cat((spatial.reshape(-1, heads), table[-3:]))
 
 
-@functools.lru_cache(maxsize=32)
-def _offset_weights(old: int, new: int) -> np.ndarray:
-    """Weights that turn values at the offsets of `old` patches into those of `new` patches."""
-    wanted = np.arange(1 - new, new)
-    positive = np.cumsum(_growth(old, new) ** np.arange(old - 1)) if old > 1 else np.zeros(0)
-    held = np.concatenate([-positive[::-1], [0.0], positive])
-    columns = [np.interp(wanted, held, unit) for unit in np.eye(len(held))]
-    return np.stack(columns, axis=1).astype(np.float32)
+def _offset_weights(
+    old: int, new: int, device: torch.device
+) -> Float[Tensor, "new_offsets old_offsets"]:
+    """Weights that turn values at the offsets of `old` patches into those of `new` patches.
+
+    In operations on tensors throughout: `new` may be a symbol of a graph.
+    """
+    exact = {"dtype": torch.float64, "device": device}
+    wanted = torch.arange(1 - new, new, **exact)
+    if old == 1:
+        return torch.ones_like(wanted[:, None], dtype=torch.float32)
+    steps = torch.arange(old - 1, **exact)
+    positive = torch.exp(_log_growth(steps, wanted[-1:]) * steps).cumsum(0)
+    held = torch.cat([-positive.flip(0), torch.zeros(1, **exact), positive])
+    # How far each offset lies through the stretch between two held ones: it leaves the first of
+    # them by as much as it nears the second.
+    through = ((wanted[:, None] - held[:-1]) / (held[1:] - held[:-1])).clamp(0, 1)
+    ends = F.pad(F.pad(through, (1, 0), value=1), (0, 1))
+    return (ends[:, :-1] - ends[:, 1:]).float()
 
 
-def _growth(old: int, new: int) -> float:
-    """The ratio q with 1 + q + ... + q^(old - 2) = new - 1; 1 where the new grid is not larger."""
-    if new <= old or old < 3:
-        return 1.0
-    low, high = 1.0, float(new)
-    while high - low > 1e-9:
-        middle = (low + high) / 2
-        low, high = (
-            (middle, high) if (middle ** np.arange(old - 1)).sum() < new - 1 else (low, middle)
-        )
-    return high
+def _log_growth(steps: Float[Tensor, " steps"], farthest: Float[Tensor, "1"]) -> Float[Tensor, "1"]:
+    """The logarithm of the ratio q with 1 + q + ... + q^(last step) = farthest, at least 0.
+
+    Newton's method on logarithms, where the left side is convex and nearly straight.
+    """
+    log_sum = farthest.clamp(min=len(steps)).log()
+    growth = torch.zeros_like(farthest)
+    if len(steps) == 1:
+        return growth
+    for _ in range(NEWTON_STEPS):
+        terms = torch.exp(growth * steps)
+        total = terms.sum(0, keepdim=True)
+        slope = (terms * steps).sum(0, keepdim=True) / total
+        growth = growth + (log_sum - total.log()) / slope
+    return growth
 
 
-@functools.lru_cache(maxsize=8)
-def _offset_index(grid: tuple[int, int]) -> Tensor:
+def _offset_index(grid: tuple[int, int], device: torch.device) -> Integer[Tensor, "tokens tokens"]:
     """For each pair of tokens, class token first, its row in the table."""
-    # Named, so that a model built on no device does not leave an index without values here.
-    return gen_relative_position_index(grid, device=torch.device("cpu"))
+    height, width = grid
+    place = torch.arange(height * width, device=device)
+    row = place // width
+    column = place - row * width
+    down = row[:, None] - row + (height - 1)
+    across = column[:, None] - column + (width - 1)
+    last = (2 * height - 1) * (2 * width - 1)
+    index = down * (2 * width - 1) + across
+    index = torch.cat([torch.full_like(index[:1], last), index])
+    first = torch.full_like(index[:, :1], last + 1)
+    first = torch.cat([first[:1] + 1, first[1:]])
+    return torch.cat([first, index], 1)
+
+
+_kept_weights = functools.lru_cache(maxsize=32)(_offset_weights)
+_kept_index = functools.lru_cache(maxsize=8)(_offset_index)
 
 
 class _AnySizeHiera(Hiera):

@@ -51,7 +51,8 @@ def inspect_pair(pair: Pair, spec: DatasetSpec, *, decode: bool = True) -> Inspe
         image = read_image(pair.image, spec.channels) if decode else None
         size = image_size(pair.image) if image is None else image.shape[:2]
     except (InputError, OSError) as error:
-        kind = "wrong bands" if "bands, but the data set has" in str(error) else "unreadable image"
+        bands = f", but {spec.channels} are needed" in str(error)
+        kind = "wrong bands" if bands else "unreadable image"
         problems.append((kind, pair.image, str(error)))
     label = counts = None
     if pair.label is not None:

@@ -14,6 +14,7 @@ import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
+from ccsnet.data.segments import check_segments
 from ccsnet.errors import InputError
 
 MAX_PIXELS = 500_000_000
@@ -302,9 +303,20 @@ def _tiff_orientation(page: tifffile.TiffPage | tifffile.TiffFrame) -> int:
     return 1 if tag is None else _valid_orientation(tag.value)
 
 
+def check_tiff(path: Path, data: bytes) -> None:
+    """Refuse a TIFF that is too large, or whose parts are larger than it says.
+
+    Raises:
+        InputError: It is, or it is damaged.
+    """
+    _tiff_size(path, io.BytesIO(data))
+    with _parsing(path), tifffile.TiffFile(io.BytesIO(data)) as tiff:
+        check_segments(path, data, tiff.series[0])
+
+
 def read_tiff(path: Path, data: bytes) -> np.ndarray:
     """Height x width x bands, of the file's type, upright."""
-    _tiff_size(path, io.BytesIO(data))
+    check_tiff(path, data)
     with _parsing(path), tifffile.TiffFile(io.BytesIO(data)) as tiff:
         series = tiff.series[0]
         page = series.keyframe
@@ -312,10 +324,10 @@ def read_tiff(path: Path, data: bytes) -> np.ndarray:
         orientation = _tiff_orientation(page)
         try:
             pixels = series.asarray()
-        except ValueError as error:
-            if "imagecodecs" not in str(error):
+        except (ValueError, ModuleNotFoundError) as error:
+            if isinstance(error, ValueError) and "imagecodecs" not in str(error):
                 raise
-            # Compressions that tifffile leaves to another package, such as LZW and JPEG.
+            # Compressions that tifffile leaves to another package, such as LZW, JPEG and ZSTD.
             return _cv2_tiff(path, data, str(page.compression))
         height, width = series.axes.index("Y"), series.axes.index("X")
         bands = [axis for axis in range(pixels.ndim) if axis not in (height, width)]

@@ -7,14 +7,13 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from ccsnet.data.files import IMAGE_SUFFIXES
 from ccsnet.data.regions import Region
 from ccsnet.datasets._spec import Colour
 from ccsnet.errors import InputError
 
 BACKGROUND = "background"
 """The class of pixels that nobody has drawn on."""
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".gif")
 
 SPLITS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 """Other words for the names of splits."""

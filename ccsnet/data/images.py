@@ -19,6 +19,7 @@ from ccsnet.data.decode import (
     TIFF,
     check_complete,
     check_file,
+    check_tiff,
     cv2_decode,
     is_painted_tiff,
     is_palette_tiff,
@@ -104,6 +105,7 @@ def read_image(
     data = read_file(path)
     if data.startswith(TIFF):
         if channels in (1, 3) and is_painted_tiff(path, data):
+            check_tiff(path, data)
             pixels = pillow_pixels(path, pillow_header(path, io.BytesIO(data)))
         else:
             pixels = read_tiff(path, data)
@@ -234,8 +236,9 @@ def _with_channels(pixels: np.ndarray, channels: int, path: Path) -> np.ndarray:
     if found == 3 and channels == 1:
         return cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)[..., None]
     raise InputError(
-        f"{path} has {found} bands, but the data set has {channels}. Set `channels: {found}` in "
-        "dataset.yaml if all images are like this one, or write the file again with those bands."
+        f"{path} has {found} band{'s' * (found != 1)}, but {channels} are needed. Write the file "
+        "again with those, or, to train on images like this one, set "
+        f"`channels: {found}` in dataset.yaml."
     )
 
 

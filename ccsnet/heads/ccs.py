@@ -46,7 +46,8 @@ def class_centres(
 def relevant_classes(coarse: Float[Tensor, "B N h w"], top_k: int) -> Bool[Tensor, "B N h w"]:
     """True for the `top_k` best-scored classes of each location; for all of them if N is less."""
     best = coarse.topk(min(top_k, coarse.shape[1]), dim=1).indices
-    return torch.zeros_like(coarse, dtype=torch.bool).scatter(1, best, True)
+    # 1 for True: torch.jit takes numbers alone there.
+    return torch.zeros_like(coarse, dtype=torch.bool).scatter(1, best, 1)
 
 
 def window_of(cells: Float[Tensor, "B h w N"], size: tuple[int, int]) -> Float[Tensor, "B H W N"]:

@@ -50,6 +50,32 @@ class Loss(Protocol):
         ...
 
 
+class MeanOverPixels:
+    """The count of a loss that is a mean over valid pixels."""
+
+    def count(
+        self,
+        label: Int[Tensor, "B H W"],
+        ignore_index: int,
+        class_weights: Float[Tensor, " N"] | None,
+    ) -> Float[Tensor, ""]:
+        """Valid pixels, or the sum of their classes' weights."""
+        return total_weight(label, ignore_index, class_weights)
+
+
+class MeanOverImages:
+    """The count of a loss that is taken of every image for itself."""
+
+    def count(
+        self,
+        label: Int[Tensor, "B H W"],
+        ignore_index: int,
+        class_weights: Float[Tensor, " N"] | None,
+    ) -> Float[Tensor, ""]:
+        """Images with a valid pixel."""
+        return (label != ignore_index).flatten(1).any(1).sum().float()
+
+
 def require(loss: str, option: str, value: float | int, holds: bool, allowed: str) -> None:
     """Refuse an option's value.
 
@@ -82,11 +108,6 @@ def pixel_weights(
     if class_weights is None:
         return valid.float()
     return class_weights.to(label.device)[label.where(valid, 0)].where(valid, 0)
-
-
-def num_images(label: Int[Tensor, "B H W"], ignore_index: int) -> Float[Tensor, ""]:
-    """How many images have a valid pixel."""
-    return (label != ignore_index).flatten(1).any(1).sum().float()
 
 
 def pixel_losses(

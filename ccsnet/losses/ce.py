@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ccsnet.losses._base import require, total_weight
+from ccsnet.losses._base import MeanOverPixels, require
 
 # B images, N classes, (H, W) the label's grid.
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrossEntropy:
+class CrossEntropy(MeanOverPixels):
     """Minus log of the probability of each pixel's class."""
 
     label_smoothing: float = 0.0
@@ -29,15 +29,6 @@ class CrossEntropy:
     def __post_init__(self) -> None:
         holds = 0 <= self.label_smoothing < 1
         require("ce", "label_smoothing", self.label_smoothing, holds, "from 0 to below 1")
-
-    def count(
-        self,
-        label: Int[Tensor, "B H W"],
-        ignore_index: int,
-        class_weights: Float[Tensor, " N"] | None,
-    ) -> Float[Tensor, ""]:
-        """Valid pixels, or the sum of their classes' weights."""
-        return total_weight(label, ignore_index, class_weights)
 
     def total(
         self,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ccsnet.losses._base import pixel_losses, pixel_weights, require, total_weight
+from ccsnet.losses._base import MeanOverPixels, pixel_losses, pixel_weights, require
 
 # B images, N classes, (H, W) the label's grid.
 
@@ -18,7 +18,7 @@ TINY = 1e-20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Focal:
+class Focal(MeanOverPixels):
     """Mean over valid pixels of (1 - p)^gamma times the cross-entropy.
 
     The mean is over all valid pixels, as that of cross-entropy, not over a sum of the factors: it
@@ -30,15 +30,6 @@ class Focal:
 
     def __post_init__(self) -> None:
         require("focal", "gamma", self.gamma, self.gamma >= 0, "0 or more")
-
-    def count(
-        self,
-        label: Int[Tensor, "B H W"],
-        ignore_index: int,
-        class_weights: Float[Tensor, " N"] | None,
-    ) -> Float[Tensor, ""]:
-        """Valid pixels, or the sum of their classes' weights."""
-        return total_weight(label, ignore_index, class_weights)
 
     def total(
         self,

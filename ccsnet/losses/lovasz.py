@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ccsnet.losses._base import num_images, present_probs, sum_over_images
+from ccsnet.losses._base import MeanOverImages, present_probs, sum_over_images
 
 # B images, N classes, K of them present in an image, P valid pixels of it, (H, W) the label's grid.
 
 
 @dataclass(frozen=True, kw_only=True)
-class LovaszSoftmax:
+class LovaszSoftmax(MeanOverImages):
     """The Lovász extension of 1 - IoU at the pixels' errors, the mean over the classes present.
 
     A pixel's error for a class is 1 - p where the label has the class, p elsewhere.
@@ -25,15 +25,6 @@ class LovaszSoftmax:
 
     ignores_class_weights: ClassVar[bool] = True
     """Every class present counts the same however small it is, which is what weights are for."""
-
-    def count(
-        self,
-        label: Int[Tensor, "B H W"],
-        ignore_index: int,
-        class_weights: Float[Tensor, " N"] | None,
-    ) -> Float[Tensor, ""]:
-        """Images with a valid pixel."""
-        return num_images(label, ignore_index)
 
     def total(
         self,

@@ -12,17 +12,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ccsnet.losses._base import SMALLEST, num_images, pixel_losses, pixel_weights, require
+from ccsnet.losses._base import SMALLEST, MeanOverImages, pixel_losses, pixel_weights, require
 
 # B images, N classes, P valid pixels of an image, (H, W) the label's grid.
 
 
 @dataclass(frozen=True, kw_only=True)
-class HardPixels:
+class HardPixels(MeanOverImages):
     """Mean cross-entropy over an image's pixels whose class is not probable yet.
 
     With class weights each kept pixel counts as its class does; which are kept does not depend on
-    them.
+    them. It counts images: how many pixels are kept is known only with the logits.
     """
 
     threshold: float = 0.7
@@ -37,15 +37,6 @@ class HardPixels:
         for name in ("threshold", "min_kept"):
             value = getattr(self, name)
             require("ohem", name, value, 0 <= value <= 1, "from 0 to 1")
-
-    def count(
-        self,
-        label: Int[Tensor, "B H W"],
-        ignore_index: int,
-        class_weights: Float[Tensor, " N"] | None,
-    ) -> Float[Tensor, ""]:
-        """Images with a valid pixel: how many pixels are kept is known only with the logits."""
-        return num_images(label, ignore_index)
 
     def total(
         self,

@@ -11,13 +11,13 @@ from typing import ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ccsnet.losses._base import num_images, present_probs, require, sum_over_images
+from ccsnet.losses._base import MeanOverImages, present_probs, require, sum_over_images
 
 # B images, N classes, (H, W) the label's grid.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tversky:
+class Tversky(MeanOverImages):
     """1 - TP / (TP + alpha FP + beta FN), the mean over the classes that an image's label has.
 
     TP, FP and FN are sums of probabilities over the image's valid pixels. Of a class that is not in
@@ -35,15 +35,6 @@ class Tversky:
         require("tversky", "alpha", self.alpha, 0 <= self.alpha < math.inf, "0 or more")
         # With 0 it would cost nothing to miss all of a class.
         require("tversky", "beta", self.beta, 0 < self.beta < math.inf, "more than 0")
-
-    def count(
-        self,
-        label: Int[Tensor, "B H W"],
-        ignore_index: int,
-        class_weights: Float[Tensor, " N"] | None,
-    ) -> Float[Tensor, ""]:
-        """Images with a valid pixel."""
-        return num_images(label, ignore_index)
 
     def total(
         self,

@@ -229,7 +229,7 @@ def test_a_download_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         return create_model(name, **options)
 
     monkeypatch.setattr(_files.hub, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(_files, "_answers", lambda host, port: True)
+    monkeypatch.setattr(_files, "_listens", lambda host, port: True)
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(InputError, match=r"cannot be downloaded .* is there a .*Connection reset"):
         create_backbone("resnet18", weights="pretrained")
@@ -238,9 +238,9 @@ def test_a_download_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 def test_who_answers(monkeypatch: pytest.MonkeyPatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        assert _files._answers("127.0.0.1", port)
-    assert not _files._answers("127.0.0.1", port)
-    monkeypatch.setattr(_files, "_PATIENCE", 0.2)
+        assert _files._listens("127.0.0.1", port)
+    assert not _files._listens("127.0.0.1", port)
+    monkeypatch.setattr(_files, "PATIENCE", 0.2)
     ended = threading.Event()
 
     def hang(*_):
@@ -249,7 +249,7 @@ def test_who_answers(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(socket, "create_connection", hang)
     begun = time.monotonic()
-    assert not _files._answers("127.0.0.1", port)
+    assert not _files._listens("127.0.0.1", port)
     assert time.monotonic() - begun < 5
     ended.set()
 

@@ -227,7 +227,7 @@ def test_pretrained_goes_the_way_of_files(monkeypatch: pytest.MonkeyPatch, tmp_p
     state = {key: v.contiguous() for key, v in model.state_dict().items()}
     safetensors.torch.save_file(state, folder / "snapshots" / "abc" / "model.safetensors")
     monkeypatch.setattr(_files.hub, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(_files, "_answers", lambda host, port: pytest.fail("asked the network"))
+    monkeypatch.setattr(_files, "_listens", lambda host, port: pytest.fail("asked the network"))
     backbone = create_backbone("resnet18", weights="pretrained", in_channels=4)
     assert backbone.loaded_weights.adapted == ("conv1.weight",)
     torch.testing.assert_close(backbone.features.bn1.weight, model.bn1.weight)

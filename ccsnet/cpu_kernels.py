@@ -1,0 +1,216 @@
+"""Faster forms of linear layers and attention for inference on processors.
+
+What they compute is the same up to rounding; networks and libraries need not know of them.
+"""
+
+import contextlib
+import math
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ccsnet.precision import has_bf16
+
+MAX_SCORES = 2**22
+"""Attention scores that are held at once: blocks of queries see to it that there are no more."""
+
+
+class _Faster(TorchFunctionMode):
+    """Puts the forms of this module in the place of torch's, where they are the faster ones."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call a function of torch, or what stands for it."""
+        kwargs = kwargs or {}
+        replacement = _REPLACEMENTS.get(func)
+        result = None if replacement is None else replacement(*args, **kwargs)
+        return func(*args, **kwargs) if result is None else result
+
+
+def faster_kernels(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """The context in which a network without gradients runs at its fastest on a device.
+
+    Linear layers and 1x1 convolutions of float32 go to oneDNN where MKL, which torch takes, uses
+    half of the processor's vector width: on AMD's with AVX-512 it is 2 times faster. Attention of
+    bf16 is computed by matrix products, which have the processor's bf16 instructions; torch's own
+    kernel for it has not. `python -m benchmarks.latency` measures both.
+    """
+    return _Faster() if device.type == "cpu" else contextlib.nullcontext()
+
+
+class FasterKernels(nn.Module):
+    """A network that runs in `faster_kernels`."""
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.model, self.device = model, device
+
+    def forward(self, image: Tensor) -> Any:
+        """What the network makes of images."""
+        with faster_kernels(self.device):
+            return self.model(image)
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Whether MKL computes with half of this processor's vector width."""
+    return (
+        hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and "AMD" in _vendor()
+    )
+
+
+def _vendor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return platform.processor()  # "AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD"
+    lines = cpuinfo.read_text().splitlines()
+    return next((line for line in lines if line.startswith("vendor_id")), "")
+
+
+def _usable(*tensors: Tensor | None) -> bool:
+    """Whether all are of float32, stay so, and ask for no gradient."""
+    return not torch.is_autocast_enabled("cpu") and all(
+        t is None
+        or (
+            t.dtype == torch.float32
+            and t.device.type == "cpu"
+            and not (t.requires_grad and torch.is_grad_enabled())
+        )
+        for t in tensors
+    )
+
+
+def _linear(
+    input: Float[Tensor, "*B I"],
+    weight: Float[Tensor, "O I"],
+    bias: Float[Tensor, " O"] | None = None,
+) -> Float[Tensor, "*B O"] | None:
+    if not (onednn_is_faster() and _usable(input, weight, bias)):
+        return None
+    return _onednn_linear(input, weight, bias)
+
+
+def _conv2d(
+    input: Float[Tensor, "B I H W"],
+    weight: Float[Tensor, "O _ _ _"],
+    bias: Float[Tensor, " O"] | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Float[Tensor, "B O h w"] | None:
+    """A 1x1 convolution of maps that keep their channels side by side is a linear layer."""
+    if (
+        weight.shape[2:] != (1, 1)
+        or groups != 1
+        or stride not in (1, (1, 1))
+        or padding not in (0, (0, 0), "valid", "same")
+        or input.dim() != 4
+        or not input.is_contiguous(memory_format=torch.channels_last)
+    ):
+        return None
+    result = _linear(input.permute(0, 2, 3, 1), weight.flatten(1), bias)
+    return None if result is None else result.permute(0, 3, 1, 2)
+
+
+def _attention(
+    query: Float[Tensor, "*B L D"],
+    key: Float[Tensor, "*B N D"],
+    value: Float[Tensor, "*B N E"],
+    attn_mask: Bool[Tensor, "..."] | Float[Tensor, "..."] | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Float[Tensor, "*B L E"] | None:
+    """Scores, their softmax, and the sum that it weighs, for a block of queries at a time."""
+    tensors = [query, key, value]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return None
+    if dropout_p or is_causal or enable_gqa or query.device.type != "cpu" or query.dim() < 3:
+        return None
+    if torch.is_autocast_enabled("cpu"):
+        tensors = [t.to(torch.get_autocast_dtype("cpu")) for t in tensors]
+    elif any(t.dtype != query.dtype for t in tensors):
+        return None
+    dtype = tensors[0].dtype
+    if dtype == torch.float32:
+        if not onednn_is_faster():
+            return None
+        attend = _attend_by_linear
+    elif dtype == torch.bfloat16 and has_bf16(query.device):
+        attend = _attend
+    else:
+        return None
+    query, key, value = tensors
+    query = query * (scale or 1 / math.sqrt(query.shape[-1]))
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=dtype).masked_fill_(
+                ~attn_mask, -torch.inf
+            )
+        attn_mask = attn_mask.to(dtype).expand(*query.shape[:-1], key.shape[-2])
+    places = max(1, MAX_SCORES // (query[..., 0, 0].numel() * key.shape[-2]))
+    blocks = [
+        attend(
+            query[..., start : start + places, :],
+            key,
+            value,
+            None if attn_mask is None else attn_mask[..., start : start + places, :],
+        )
+        for start in range(0, query.shape[-2], places)
+    ]
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, -2)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    scores = query @ key.transpose(-1, -2)
+    return _weights(scores, bias) @ value
+
+
+def _attend_by_linear(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """The same by linear layers whose weights are the keys and the values, one for each head."""
+    result = query.new_empty(*query.shape[:-1], value.shape[-1])
+    flat = [t.flatten(0, -3) for t in (query, key, value, result)]
+    biases = [None] * len(flat[0]) if bias is None else bias.flatten(0, -3)
+    for q, k, v, read, b in zip(*flat, biases, strict=True):
+        read.copy_(_onednn_linear(_weights(_onednn_linear(q, k), b), v.t()))
+    return result
+
+
+def _weights(scores: Tensor, bias: Tensor | None) -> Tensor:
+    """A softmax; 0, as torch has it, where the bias leaves nothing to read from."""
+    if bias is None:
+        return scores.softmax(-1)
+    weights = (scores.add_(bias)).softmax(-1)
+    if weights[..., 0].isnan().any():  # A row is so as a whole: one column tells.
+        weights.masked_fill_((bias == -torch.inf).all(-1, keepdim=True), 0)
+    return weights
+
+
+def _onednn_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    # For anything else oneDNN has a reference form only, thousands of times slower.
+    input, weight = input.contiguous(), weight.contiguous()
+    return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+
+
+_REPLACEMENTS: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
+    F.linear: _linear,
+    F.conv2d: _conv2d,
+    F.scaled_dot_product_attention: _attention,
+}
