@@ -53,9 +53,15 @@ def made_checkpoint(backbone: str, folder: Path, head: str = "ccs") -> Checkpoin
         backbone=backbone, head=head, head_config=HeadConfig(dim=64, coarse_dim=64, top_k=3)
     )
     model = create_segmenter(made, num_classes=NUM_CLASSES)
-    for parameter in model.parameters():  # What starts at zero is to matter too: BEiT's tables.
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.1)
+    for name, parameter in model.named_parameters():
+        if name.endswith("relative_position_bias_table"):  # BEiT's start at zero, and say nothing.
+            torch.nn.init.normal_(parameter, std=0.5)
+    # Norms that know nothing leave a deep network's values to grow, until rounding decides.
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # The mean of all that it sees.
+    with torch.no_grad():
+        model.train()(torch.rand(4, 3, 256, 256) * 255)
     info = ClassInfo(
         dataset="none",
         classes=tuple(f"class {i}" for i in range(NUM_CLASSES)),

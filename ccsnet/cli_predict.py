@@ -260,20 +260,25 @@ def _predict(run_name: str, inputs: list[str], options: PredictArguments) -> int
     predictor = load(run_name, _device_here(options.cpu), also=options.also)
     predictor.note = reporter.note
     save = options.save or (() if options.format or options.at else ("color",))
-    result = label_folder(
-        predictor,
-        inputs,
-        options.out,
-        save=["prob_png" if k == "prob" and options.prob == "png" else k for k in save],
-        server=options.format,
-        at=options.at,
-        config=options.how,
-        resume=options.resume or together,
-        overwrite=options.overwrite,
-        summary=options.json,
-        finish=speaks,
-        reporter=reporter,
-    )
+    try:
+        result = label_folder(
+            predictor,
+            inputs,
+            options.out,
+            save=["prob_png" if k == "prob" and options.prob == "png" else k for k in save],
+            server=options.format,
+            at=options.at,
+            config=options.how,
+            resume=options.resume or together,
+            overwrite=options.overwrite,
+            summary=options.json,
+            finish=speaks,
+            reporter=reporter,
+        )
+    except KeyboardInterrupt:
+        if speaks:
+            print("What is finished is kept; with --resume the command goes on.", file=sys.stderr)
+        raise
     if not speaks:  # torchrun ends all when one of them says that something failed.
         return 0
     num = result.labelled + result.done_before

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import gc
+import inspect
 import json
 import os
 import shutil
@@ -24,10 +25,10 @@ from ccsnet.checkpoint import ClassInfo
 from ccsnet.claims import STALE_SECONDS, Claims
 from ccsnet.data.images import image_size
 from ccsnet.errors import InputError
-from ccsnet.folders import RECORDS, label_folder
+from ccsnet.folders import RECORDS, _left, label_folder
 from ccsnet.predict import PredictConfig, Prediction, Predictor
 from ccsnet.progress import Silent
-from ccsnet.walk import walk_images
+from ccsnet.walk import Found, walk_images
 from tests import processes
 from tests.shapes import CLASSES, COLOURS
 
@@ -476,8 +477,28 @@ def test_others_are_waited_for(photos, tmp_path):
     assert len(json.loads((tmp_path / "True.json").read_text())["images"]) == 5
 
 
+def test_nobody_waits_who_holds_an_image(tmp_path, monkeypatch):
+    """Two that do may wait for each other."""
+
+    def slept(_):
+        raise AssertionError("it waits")
+
+    monkeypatch.setattr(time, "sleep", slept)
+    ours, other = Claims(tmp_path, "s"), Claims(tmp_path, "s")
+    assert other.ask("b.png", ["index"], tmp_path).whose == "ours"
+    work = types.SimpleNamespace(claims=ours, failures=[("c.png", "too odd")])
+    images = [Found(Path(name), name) for name in ("a.png", "b.png", "c.png")]
+    left = inspect.unwrap(_left)(work, images, Silent())
+    assert next(left).name == "a.png"
+    assert ours.ask("a.png", ["index"], tmp_path).whose == "ours"
+    assert next(left).name == "b.png"
+    assert list(left) == []  # What failed here is not tried again.
+    ours.drop_all()
+    with pytest.raises(AssertionError, match="it waits"):
+        list(inspect.unwrap(_left)(work, images, Silent()))
+
+
 def test_two_that_take_the_images_in_another_order(tmp_path):
-    """Neither waits for the other while it holds what the other waits for."""
     folders = [make_images(tmp_path / name, 12) for name in "abc"]
     predictors, results = [ByColour(seconds=0.01, at_once=5) for _ in range(2)], {}
 
@@ -655,3 +676,16 @@ def test_places_that_cannot_be_written_to(photos, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"to .*new: Permission denied\. Give another folder"):
         label_folder(predictor, [photos], tmp_path / "new")
     assert predictor.calls == 0
+
+
+def test_a_stopped_command_says_how_to_go_on(run, tmp_path, monkeypatch, capsys):
+    from ccsnet.cli import run as call
+
+    def pressed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Predictor, "predict_batch", pressed)
+    command = ["predict", str(run.out), str(run.data / "images" / "val"), "--cpu"]
+    assert call([*command, "--out", str(tmp_path)]) == 130
+    said = capsys.readouterr().err
+    assert said == "What is finished is kept; with --resume the command goes on.\nStopped.\n"

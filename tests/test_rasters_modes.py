@@ -20,7 +20,12 @@ from tests.shapes import CLASSES, COLOURS, scene, tiny_model
 rasterio = pytest.importorskip("rasterio")
 pytest.importorskip("shapely")
 
-SIZES = ((160, 128), (203, 170), (50, 141))
+SLOW = pytest.mark.slow
+SIZES = (
+    pytest.param((160, 128), marks=SLOW, id="multiples of 32"),
+    pytest.param((203, 170), marks=SLOW, id="odd sides"),
+    pytest.param((50, 141), id="low"),
+)
 MODES = {
     "plain": {},
     "overlap": {"overlap": 0.5},
@@ -93,7 +98,7 @@ def both(predictor, folder, pixels, **mode):
     return expected, labels_of(made.labels)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("mode", MODES)
 def test_labels_are_those_of_predict(networks, tmp_path, size, mode, monkeypatch):
     monkeypatch.setattr(rasters_passes, "COLUMNS", 100)
@@ -103,7 +108,7 @@ def test_labels_are_those_of_predict(networks, tmp_path, size, mode, monkeypatch
     assert np.array_equal(found, expected)
 
 
-@pytest.mark.parametrize("mode", ["plain", "flip", "scales", "all"])
+@pytest.mark.parametrize("mode", ["flip", pytest.param("all", marks=SLOW)])
 def test_of_several_models_and_in_the_data_sets_windows(networks, tmp_path, mode):
     several = Predictor(networks[0], info(), networks[1:])
     expected, found = both(several, tmp_path, picture((203, 170)), window=64, **MODES[mode])
@@ -121,6 +126,7 @@ def test_16_bits(networks, tmp_path):
     assert np.array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_places_without_data_stay_so(networks, tmp_path):
     predictor = Predictor(networks[0], info())
     pixels = picture((203, 170)).clip(1)
@@ -187,6 +193,7 @@ def test_memory_chooses_windows_and_how_many(networks, tmp_path, monkeypatch):
         label_raster(predictor, path, out, RasterConfig(max_memory=2.0), overwrite=True)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_of_several_passes_goes_on(networks, tmp_path, monkeypatch):
     monkeypatch.setattr(rasters_parts, "PART_ROWS", 64)
     predictor = Predictor(networks[0], info())
@@ -226,8 +233,7 @@ def test_models_that_say_nothing_are_named(tmp_path):
 
 def test_the_command_takes_the_options_of_predict(run, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    pixels = picture((203, 170))
-    path = write(tmp_path / "scene.tif", pixels)
+    path = write(tmp_path / "scene.tif", picture((90, 75)))
     options = ["--window", "64", "--flip", "--scales", "0.75", "1.25", "--precision", "bf16"]
     options += ["--also", str(run.out), "--cpu", "--max-memory", "4096", "--batch-size", "2"]
     labels = ["--save", "index", "--out", "predicted"]
