@@ -20,6 +20,7 @@ import tempfile
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ccsnet.backbones.families import FAMILIES
@@ -27,7 +28,7 @@ from ccsnet.checkpoint import Checkpoint, ClassInfo, read_checkpoint, save_check
 from ccsnet.config import RunConfig, TrainConfig
 from ccsnet.data.loading import DataConfig
 from ccsnet.errors import InputError
-from ccsnet.export import ExportConfig, export
+from ccsnet.export import ExportConfig, export, made_images
 from ccsnet.export_forms import FORMATS
 from ccsnet.heads._base import HeadConfig
 from ccsnet.segmenter import ModelConfig, create_segmenter
@@ -56,17 +57,18 @@ def made_checkpoint(backbone: str, folder: Path, head: str = "ccs") -> Checkpoin
     for name, parameter in model.named_parameters():
         if name.endswith("relative_position_bias_table"):  # BEiT's start at zero, and say nothing.
             torch.nn.init.normal_(parameter, std=0.5)
-    # Norms that know nothing leave a deep network's values to grow, until rounding decides.
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None  # The mean of all that it sees.
-    with torch.no_grad():
-        model.train()(torch.rand(4, 3, 256, 256) * 255)
     info = ClassInfo(
         dataset="none",
         classes=tuple(f"class {i}" for i in range(NUM_CLASSES)),
         colours=tuple((30 * i, 10, 20) for i in range(NUM_CLASSES)),
     )
+    # Norms that know nothing leave a deep network's values to grow, until rounding decides.
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # The mean of all that it sees.
+    pictures = np.stack([image[:224, :224] for image in made_images(info)])
+    with torch.no_grad():
+        model.train()(torch.from_numpy(pictures.transpose(0, 3, 1, 2)))
     config = RunConfig(
         data=DataConfig(dataset=str(folder / "no data")), model=made, train=TrainConfig(steps=1)
     )

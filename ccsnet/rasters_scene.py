@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Num
 from torch import Tensor, nn
 
+from ccsnet.depth import depth_warning
 from ccsnet.errors import InputError
 from ccsnet.rasters_passes import Read
 
@@ -114,10 +115,12 @@ def reader(source: Any, scene: Path | str, bands: tuple[int, ...], model: nn.Mod
     # GDAL's masks know of an alpha band only beside one or three others.
     alpha = [i for i, colour in enumerate(source.colorinterp, start=1) if colour.name == "alpha"]
     alpha = [] if source.count in (2, 4) else alpha
+    told = False
 
     def read(
         rows: slice, columns: slice
     ) -> tuple[Num[np.ndarray, "rows columns C"], Bool[np.ndarray, "rows columns"]]:
+        nonlocal told
         window = Window.from_slices(rows, columns)
         try:
             pixels = source.read(bands, window=window)
@@ -132,6 +135,10 @@ def reader(source: Any, scene: Path | str, bands: tuple[int, ...], model: nn.Mod
             ) from error
         if pixels.dtype.kind == "f":
             valid &= np.isfinite(pixels).all(axis=0)
+        warning = None if told else depth_warning([model], pixels[:, valid], str(scene))
+        if warning:
+            warnings.warn(warning, stacklevel=2)
+            told = True
         if pixels.dtype not in AS_STORED:
             pixels = pixels.astype(np.float32)
             fill = np.zeros(len(bands)) if mean is None else mean.cpu().numpy().ravel()

@@ -118,11 +118,12 @@ def test_of_several_models_and_in_the_data_sets_windows(networks, tmp_path, mode
     assert np.array_equal(found, expected)
 
 
-@pytest.mark.filterwarnings("ignore:The image .* has values up to")
 def test_16_bits(networks, tmp_path):
     predictor = Predictor(networks[0], info())
     pixels = picture((203, 170), np.uint16)
-    expected, found = both(predictor, tmp_path, pixels, window=64, **MODES["all"])
+    with pytest.warns(UserWarning, match="made for images of 8 bits") as told:
+        expected, found = both(predictor, tmp_path, pixels, window=64, **MODES["all"])
+    assert len(told) == 2  # Once of the image, once of the scene, however many windows it has.
     assert np.array_equal(found, expected)
 
 
