@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from ccsnet.precision import has_bf16
 
-MAX_SCORES = 2**22
+MAX_SCORES = 2**20
 """Attention scores that are held at once: blocks of queries see to it that there are no more."""
 
 
@@ -158,7 +158,9 @@ def _attention(
     else:
         return None
     query, key, value = tensors
-    query = query * (scale or 1 / math.sqrt(query.shape[-1]))
+    # The keys are fewer than the queries, and are parts of a larger tensor, mostly.
+    key = key.contiguous() * (scale or 1 / math.sqrt(query.shape[-1]))
+    value = value.contiguous()
     if attn_mask is not None:
         if attn_mask.dtype == torch.bool:
             attn_mask = torch.zeros_like(attn_mask, dtype=dtype).masked_fill_(

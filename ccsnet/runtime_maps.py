@@ -11,8 +11,8 @@ from jaxtyping import Float32, Integer, Num
 
 LOGIT_STRIDE = 4
 """The coarsest grid that windows are blended on, as in `ccsnet.sliding`."""
-CHUNK_BYTES = 16 * 2**20
-"""Logits of single pixels held at once."""
+CHUNK_BYTES = 2**20
+"""Logits of single pixels held at once: they stay in the cache."""
 
 Network = Callable[[Float32[np.ndarray, "B C H W"]], np.ndarray]
 """Raw pixel values in; logits (B N h w) or label maps (B H W) out."""
@@ -58,7 +58,8 @@ def upsample_argmax(
     Where one class is the best of all four places around a pixel it is the best of their mean:
     only the other pixels are interpolated, so many at once as `CHUNK_BYTES` holds.
     """
-    best = logits.argmax(0)
+    places = np.ascontiguousarray(logits.transpose(1, 2, 0))  # A place's classes side by side.
+    best = places.argmax(2)
     above, below, down = _sources(size[0], logits.shape[1])
     left, right, across = _sources(size[1], logits.shape[2])
     upper, lower = best[above], best[below]
@@ -66,16 +67,26 @@ def upsample_argmax(
     rows, columns = np.nonzero(
         (label != upper[:, right]) | (label != lower[:, left]) | (label != lower[:, right])
     )
-    places = np.ascontiguousarray(logits.transpose(1, 2, 0))  # A place's classes side by side.
     chunk = max(1, CHUNK_BYTES // (16 * logits.shape[0]))
     for start in range(0, len(rows), chunk):
         y, x = rows[start : start + chunk], columns[start : start + chunk]
         weight = across[x, None]
-        top = places[above[y], left[x]] * (1 - weight) + places[above[y], right[x]] * weight
-        bottom = places[below[y], left[x]] * (1 - weight) + places[below[y], right[x]] * weight
-        weight = down[y, None]
-        label[y, x] = (top * (1 - weight) + bottom * weight).argmax(1)
+        top = _between(places[above[y], left[x]], places[above[y], right[x]], weight)
+        bottom = _between(places[below[y], left[x]], places[below[y], right[x]], weight)
+        label[y, x] = _between(top, bottom, down[y, None]).argmax(1)
     return label
+
+
+def _between(
+    first: Float32[np.ndarray, "P N"],
+    second: Float32[np.ndarray, "P N"],
+    weight: Float32[np.ndarray, "P 1"],
+) -> Float32[np.ndarray, "P N"]:
+    """The mean of the two, `weight` being the second's; both are overwritten."""
+    first *= 1 - weight
+    second *= weight
+    first += second
+    return first
 
 
 def sliding_logits(
