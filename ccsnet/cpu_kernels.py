@@ -102,6 +102,8 @@ def _linear(
 ) -> Float[Tensor, "*B O"] | None:
     if not (onednn_is_faster() and _usable(input, weight, bias)):
         return None
+    if input.dim() < 2 or weight.dim() < 2 or not input.numel():
+        return None
     return _onednn_linear(input, weight, bias)
 
 

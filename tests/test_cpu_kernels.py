@@ -105,6 +105,12 @@ def test_attention(heads, queries, keys, dim, block, mask, scale, seed):
         cpu_kernels.MAX_SCORES = before
 
 
+@pytest.mark.parametrize("shape", [(4,), (0, 4), (2, 0, 4)])
+def test_a_vector_and_nothing_at_all(shape):
+    expected, got = both(F.linear, torch.ones(shape), torch.ones(3, 4), torch.ones(3))
+    assert torch.equal(got, expected)
+
+
 def test_what_is_no_number_stays_so():
     query = torch.full((1, 1, 2, 4), torch.nan)
     key = value = torch.ones(1, 1, 3, 4)
