@@ -36,6 +36,10 @@ LARGE = (576, 544)
 where what is pooled by 8 at stride 32 (smp.PAN) has more than one place."""
 
 
+ONE_SIZE = ("swin", "hiera")
+"""Backbones whose windows torch.export looks at for all sizes without coming to an end."""
+
+
 class ExportNetwork(nn.Module):
     """A segmenter with one input and one output."""
 
@@ -71,6 +75,8 @@ def quiet() -> Iterator[None]:
 
 def _program(network: nn.Module, info: ExportInfo) -> tuple[torch.export.ExportedProgram, int]:
     """The network as a graph for the sizes that `info` names, and the least side that it takes."""
+    if info.size is None and str(dict(info.run).get("backbone")).startswith(ONE_SIZE):
+        raise cannot("torch.export does not come to an end with its windows", info)
     batch = torch.export.Dim("batch", min=1)
     size = info.size or EXAMPLE[1:]
     example = torch.rand(EXAMPLE[0], info.channels, *size) * 255

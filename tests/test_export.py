@@ -266,6 +266,13 @@ def test_what_a_graph_takes_for_granted_is_tried(checkpoint, monkeypatch):
     assert smallest == 256
 
 
+@pytest.mark.parametrize("backbone", ["swin_tiny_patch4_window7_224", "hiera_tiny_224"])
+def test_what_would_not_end_is_refused(checkpoint, backbone):
+    info = dataclasses.replace(load_info(checkpoint), size=None, run=(("backbone", backbone),))
+    with pytest.raises(InputError, match=r"does not come to an end.*--size 512 512"):
+        export_forms._program(torch.nn.Identity(), info)
+
+
 # Every form, with its own packages
 
 
