@@ -57,9 +57,11 @@ class Claims:
             InputError: It was made with other settings.
         """
         record = self._finished(name, kinds, out)
-        if record is not None:
-            return Answer("done", record)
         claim = self._path(name, ".claim")
+        if record is not None:
+            if claim.exists() and not self._is_alive(claim):  # Killed between its last two steps.
+                claim.unlink(missing_ok=True)
+            return Answer("done", record)
         claim.parent.mkdir(parents=True, exist_ok=True)
         if not self._create(claim):
             if self._is_alive(claim):

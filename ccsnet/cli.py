@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ccsnet.arguments import parse, positional
+from ccsnet.cli_bench import bench
 from ccsnet.cli_data import data
 from ccsnet.cli_export import export
 from ccsnet.cli_hub import push
@@ -227,6 +228,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "export": export,
     "convert": convert,
     "push": push,
+    "bench": bench,
     "data": data,
     "demo": demo,
     "list": list_names,

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from ccsnet import runtime
-from ccsnet.backbones._sizes import take_multiples_of_32
+from ccsnet.backbones._sizes import make_exportable
 from ccsnet.errors import InputError
 from ccsnet.runtime import KEY, STRIDE, ExportedModel, ExportInfo
 from ccsnet.segmenter import Segmenter
@@ -89,7 +89,7 @@ def _program(network: nn.Module, info: ExportInfo) -> tuple[torch.export.Exporte
             shape |= {3: STRIDE * torch.export.Dim("columns", min=least)}
         # A copy: some models keep what they compute for a size, here symbols and not numbers.
         own = copy.deepcopy(network)
-        take_multiples_of_32(own)
+        make_exportable(own)
         try:
             program = torch.export.export(own, (example,), dynamic_shapes=(shape,))
             # What it took for granted of sizes is asked only where it runs.

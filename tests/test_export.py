@@ -17,7 +17,7 @@ from PIL import Image
 
 import ccsnet
 from ccsnet import cli_export, export_forms
-from ccsnet.backbones._sizes import Conv2dSame, resample_offsets, take_multiples_of_32
+from ccsnet.backbones._sizes import Conv2dSame, make_exportable, resample_offsets
 from ccsnet.checkpoint import read_checkpoint
 from ccsnet.errors import InputError
 from ccsnet.export import ExportConfig, export, made_images, parity_images
@@ -218,7 +218,7 @@ def test_same_convolutions_in_a_graph():
     image = torch.rand(1, 3, 64, 160)
     with torch.no_grad():
         wanted = network(image)
-        take_multiples_of_32(network)
+        make_exportable(network)
         assert torch.equal(network(image), wanted)
         found = graph_of(network, (96, 128))(image.expand(2, -1, -1, -1))[:1]
     torch.testing.assert_close(found, wanted)

@@ -441,6 +441,20 @@ class Notes(Silent):
         self.notes.append(text)
 
 
+def test_a_claim_on_what_is_finished_goes_with_its_process(tmp_path):
+    """One that is killed after its last file, and before it takes its claim away."""
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    for process, stays in ((killed.pid, False), (os.getppid(), True)):
+        claims, name = Claims(tmp_path / str(stays), "s"), f"{process}.png"
+        assert claims.ask(name, ["index"], tmp_path).whose == "ours"
+        claims.finish(name, {"files": [], "kinds": ["index"]})
+        claim = claims._path(name, ".claim")
+        claim.write_text(json.dumps({**claims._owner, "process": process}))
+        assert Claims(claims.folder, "s").ask(name, ["index"], tmp_path).whose == "done"
+        assert claim.exists() == stays
+
+
 def test_others_are_waited_for(photos, tmp_path):
     """What they finish is counted, what they leave is labelled."""
     out, told = tmp_path / "out", Notes()

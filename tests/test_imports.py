@@ -15,7 +15,7 @@ PACKAGE = Path(ccsnet.__file__).parent
 # starts stands for all of the folder.
 LEVELS = (
     ("__init__", "arguments", "errors", "files", "lost_process", "memory", "progress", "stopping"),
-    ("plugins", "predict_config", "footprint"),
+    ("plugins", "predict_config", "bench_config", "footprint"),
     ("datasets",),
     ("backbones", "heads", "losses", "draw", "upsample", "scores", "counts"),
     ("loss", "metrics", "boundary", "calibration", "data", "sliding", "grid", "formats"),
@@ -58,6 +58,7 @@ LEVELS = (
         "cli_data",
         "cli_raster",
         "cli_export",
+        "cli_bench",
         "cli_hub",
         "cli_predict",
         "cli_runs",
@@ -78,6 +79,7 @@ PRINTING = {
     "cli_data",
     "cli_export",
     "cli_predict",
+    "cli_bench",
     "cli_runs",
     "cli_train",
     "cli_video",

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from timm.layers import Conv2dSame, resample_abs_pos_embed
 from timm.models.beit import Attention, Beit
-from timm.models.hiera import Hiera, Reroll, Unroll
+from timm.models.hiera import Hiera, MaskUnitAttention, Reroll, Unroll
 from torch import Tensor, nn
 
 NEWTON_STEPS = 12
@@ -32,15 +32,18 @@ def take_any_size(model: nn.Module) -> None:
         model.__class__ = _AnySizeHiera
 
 
-def take_multiples_of_32(model: nn.Module) -> None:
-    """Let a model rely on sides that are multiples of 32: what it pads by is then known.
+def make_exportable(model: nn.Module) -> None:
+    """Let a model rely on sides that are multiples of 32, and on what every format has.
 
     For export alone. timm's "same" convolutions pad by what a stride leaves over of a size. Where
-    sizes are symbols such terms nest, layer in layer, and a graph takes hours.
+    sizes are symbols such terms nest, layer in layer, and a graph takes hours. Hiera's attention
+    has a dimension for its windows, which ONNX's has not: it becomes two matrix products.
     """
     for module in model.modules():
         if isinstance(module, Conv2dSame):
             module.__class__ = _DividingConv
+        elif isinstance(module, MaskUnitAttention):
+            module.fused_attn = False
 
 
 class _DividingConv(Conv2dSame):
