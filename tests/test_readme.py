@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import ccsnet.recipes
-from ccsnet import cli
+from ccsnet import cli, cli_bench
 from ccsnet.heads._base import HeadConfig
 
 README = Path(__file__).parents[1] / "README.md"
@@ -61,6 +61,7 @@ def small_recipe():
 
 def test_commands_and_code_run(photos, monkeypatch, capsys):
     monkeypatch.setitem(ccsnet.recipes.RECIPES, "own", small_recipe)
+    monkeypatch.setattr(cli_bench, "BACKBONES", ("test_efficientnet",))
     ran = 0
     for command in COMMANDS:
         if command[0] == "ccsnet":
