@@ -36,6 +36,34 @@ def positional(
     return arguments[0], arguments[1:]
 
 
+def second(
+    question: str, arguments: list[str], verb: str, kind: Any, description: str | None
+) -> tuple[str, list[str]]:
+    """What stands behind the first, and the arguments behind it.
+
+    Args:
+        question: Asked where nothing stands there.
+        arguments: Of the verb, without the first.
+        verb: Shown in the help.
+        kind: The dataclass of the verb's options, for its help.
+        description: Of the verb, for its help.
+
+    Raises:
+        InputError: Nothing, or an option, stands there.
+    """
+    if arguments and arguments[0] in ("-h", "--help"):
+        parse(kind, verb, ["--help"], description=description)
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError(question)
+    return arguments[0], arguments[1:]
+
+
+def before_options(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The words before the first option, and the rest."""
+    cut = next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))
+    return arguments[:cut], arguments[cut:]
+
+
 def take(arguments: list[str], option: str) -> tuple[str | None, list[str]]:
     """An option's value, and the arguments without it."""
     for i, argument in enumerate(arguments):

@@ -11,7 +11,6 @@ import torch
 from ccsnet.bench_config import BenchConfig
 from ccsnet.checkpoint import ClassInfo
 from ccsnet.footprint import forward_bytes
-from ccsnet.heads._base import HeadConfig
 from ccsnet.precision import Mode, autocast, has_bf16
 from ccsnet.predict import Predictor, best_device
 from ccsnet.predict_config import PredictConfig
@@ -48,8 +47,7 @@ def bench(backbones: Sequence[str], config: BenchConfig) -> Iterator[Cost]:
     precisions = config.precisions or (("float32", "bf16") if has_bf16(device) else ("float32",))
     for backbone in backbones:
         model = create_segmenter(
-            ModelConfig(backbone=backbone, head=config.head, head_config=HeadConfig()),
-            num_classes=config.classes,
+            ModelConfig(backbone=backbone, head=config.head), num_classes=config.classes
         )
         model = model.eval().to(device)
         predictor = Predictor(model, _info(config.classes))

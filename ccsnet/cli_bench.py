@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ccsnet.arguments import parse
+from ccsnet.arguments import before_options, parse
 from ccsnet.bench_config import BACKBONES, BenchConfig
 
 
@@ -27,12 +27,10 @@ def bench(arguments: list[str]) -> int:
     from ccsnet.bench import bench as measure
     from ccsnet.catalogue import machine
     from ccsnet.files import atomic_path
-    from ccsnet.memory import keep_freed_memory
 
-    count = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
-    names, rest = arguments[:count] or list(BACKBONES), arguments[count:]
+    names, rest = before_options(arguments)
+    names = names or list(BACKBONES)
     config: BenchArguments = parse(BenchArguments, "bench", rest, description=bench.__doc__)
-    keep_freed_memory()
     width = max(len("backbone"), *map(len, names))
     print(f"{machine()}; head {config.head}, {config.classes} classes")
     together = f"images/s of {config.batch_size}"

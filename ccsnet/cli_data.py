@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ccsnet.arguments import parse, positional
+from ccsnet.arguments import before_options, parse, positional
 from ccsnet.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
@@ -57,13 +57,13 @@ def prepare(arguments: list[str]) -> int:
     from ccsnet.plugins import find_plugin
     from ccsnet.terminal import TerminalReporter, table
 
-    cut = next((i for i, a in enumerate(arguments) if i and a.startswith("-")), len(arguments))
-    sources = [Path(argument).expanduser() for argument in arguments[1:cut]]
     name, rest = positional(
         "data set", arguments, "data prepare", PrepareArguments, prepare.__doc__
     )
+    words, rest = before_options(rest)
+    sources = [Path(word).expanduser() for word in words]
     options: PrepareArguments = parse(
-        PrepareArguments, "data prepare", rest[max(cut - 1, 0) :], description=prepare.__doc__
+        PrepareArguments, "data prepare", rest, description=prepare.__doc__
     )
     spec = find_plugin("ccsnet.datasets", name, "SPEC")
     if not isinstance(spec, DatasetSpec):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ccsnet.arguments import parse, positional
+from ccsnet.arguments import before_options, parse, positional
 from ccsnet.errors import InputError
 
 
@@ -166,5 +166,5 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     while rest and rest[0].startswith("--runtime"):  # It may stand first, as people write it.
         width = 1 if "=" in rest[0] else 2
         before, rest = before + rest[:width], rest[width:]
-    cut = next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))
-    return rest[:cut], before + rest[cut:]
+    words, options = before_options(rest)
+    return words, before + options

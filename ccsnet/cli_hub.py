@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ccsnet.arguments import parse, positional
+from ccsnet.arguments import parse, positional, second
 from ccsnet.errors import InputError
 
 
@@ -34,11 +34,8 @@ def push(arguments: list[str]) -> int:
     from ccsnet.terminal import make_console
 
     run_name, arguments = positional("run", arguments, "push", PushArguments, push.__doc__)
-    if not arguments or arguments[0].startswith("-"):
-        if arguments[:1] in (["-h"], ["--help"]):
-            parse(PushArguments, "push", ["--help"], description=push.__doc__)
-        raise InputError(f"Publish it as what? ccsnet push {run_name} USER/MODEL")
-    wanted, *arguments = arguments
+    question = f"Publish it as what? ccsnet push {run_name} USER/MODEL"
+    wanted, arguments = second(question, arguments, "push", PushArguments, push.__doc__)
     options: PushArguments = parse(PushArguments, "push", arguments, description=push.__doc__)
     if Path(wanted).exists() and not Path(run_name).exists():
         raise InputError(f"First comes the run, then its name: ccsnet push {wanted} {run_name}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ccsnet.arguments import parse, positional
+from ccsnet.arguments import before_options, parse, positional
 from ccsnet.cli_export import predict_exported
 from ccsnet.errors import InputError
 from ccsnet.predict_config import PredictConfig
@@ -231,8 +231,7 @@ def predict(arguments: list[str]) -> int:
     if any(argument.partition("=")[0] == "--runtime" for argument in arguments):
         return predict_exported(arguments)
     run_name, arguments = positional("run", arguments, "predict", PredictArguments, predict.__doc__)
-    cut = next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))
-    inputs, arguments = arguments[:cut], arguments[cut:]
+    inputs, arguments = before_options(arguments)
     options: PredictArguments = parse(
         PredictArguments, "predict", arguments, description=predict.__doc__
     )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ccsnet.arguments import parse, positional
+from ccsnet.arguments import before_options, parse, positional
 from ccsnet.errors import InputError
 from ccsnet.rasters_config import RasterConfig
 
@@ -37,8 +37,7 @@ def raster(arguments: list[str]) -> int:
     from ccsnet.terminal import TerminalReporter, make_console, table
 
     run, arguments = positional("run", arguments, "raster", RasterArguments, raster.__doc__)
-    cut = next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))
-    scenes, arguments = arguments[:cut], arguments[cut:]
+    scenes, arguments = before_options(arguments)
     options: RasterArguments = parse(
         RasterArguments, "raster", arguments, description=raster.__doc__
     )

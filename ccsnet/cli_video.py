@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ccsnet.arguments import parse, positional
-from ccsnet.errors import InputError
+from ccsnet.arguments import parse, positional, second
 from ccsnet.predict_config import PredictConfig
 from ccsnet.stopping import INTERRUPTED_STATUS
 
@@ -39,11 +38,8 @@ def video(arguments: list[str]) -> int:
     from ccsnet.video import label_video
 
     run_name, arguments = positional("run", arguments, "video", VideoArguments, video.__doc__)
-    if not arguments or arguments[0].startswith("-"):
-        if arguments[:1] in (["-h"], ["--help"]):
-            parse(VideoArguments, "video", ["--help"], description=video.__doc__)
-        raise InputError(f"Which video? ccsnet video {run_name} INPUT.mp4 --out OUT.mp4")
-    source, *arguments = arguments
+    question = f"Which video? ccsnet video {run_name} INPUT.mp4 --out OUT.mp4"
+    source, arguments = second(question, arguments, "video", VideoArguments, video.__doc__)
     options: VideoArguments = parse(VideoArguments, "video", arguments, description=video.__doc__)
     console = make_console()
     reporter = TerminalReporter(console)

@@ -82,16 +82,11 @@ def _vendor() -> str:
     return next((line for line in lines if line.startswith("vendor_id")), "")
 
 
-def _usable(*tensors: Tensor | None) -> bool:
-    """Whether all are of float32, stay so, and ask for no gradient."""
-    return not torch.is_autocast_enabled("cpu") and all(
-        t is None
-        or (
-            t.dtype == torch.float32
-            and t.device.type == "cpu"
-            and not (t.requires_grad and torch.is_grad_enabled())
-        )
-        for t in tensors
+def _usable(*tensors: Tensor) -> bool:
+    """Whether all hold something, are the processor's, and ask for no gradient."""
+    graph = torch.is_grad_enabled()
+    return all(
+        t.device.type == "cpu" and t.numel() and not (graph and t.requires_grad) for t in tensors
     )
 
 
@@ -100,9 +95,15 @@ def _linear(
     weight: Float[Tensor, "O I"],
     bias: Float[Tensor, " O"] | None = None,
 ) -> Float[Tensor, "*B O"] | None:
-    if not (onednn_is_faster() and _usable(input, weight, bias)):
-        return None
-    if input.dim() < 2 or weight.dim() < 2 or not input.numel():
+    tensors = [input, weight] if bias is None else [input, weight, bias]
+    if (
+        not onednn_is_faster()
+        or torch.is_autocast_enabled("cpu")
+        or any(t.dtype != torch.float32 for t in tensors)
+        or not _usable(*tensors)
+        or input.dim() < 2
+        or weight.dim() < 2
+    ):
         return None
     return _onednn_linear(input, weight, bias)
 
@@ -142,9 +143,10 @@ def _attention(
 ) -> Float[Tensor, "*B L E"] | None:
     """Scores, their softmax, and the sum that it weighs, for a block of queries at a time."""
     tensors = [query, key, value]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+    if dropout_p or is_causal or enable_gqa or not _usable(*tensors):
         return None
-    if dropout_p or is_causal or enable_gqa or query.device.type != "cpu" or query.dim() < 3:
+    # Neither a single sequence nor batches of one that are shared.
+    if query.dim() < 3 or any(t.shape[:-2] != query.shape[:-2] for t in tensors):
         return None
     if torch.is_autocast_enabled("cpu"):
         tensors = [t.to(torch.get_autocast_dtype("cpu")) for t in tensors]
@@ -161,7 +163,7 @@ def _attention(
         return None
     query, key, value = tensors
     # The keys are fewer than the queries, and are parts of a larger tensor, mostly.
-    key = key.contiguous() * (scale or 1 / math.sqrt(query.shape[-1]))
+    key = key.contiguous() * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     value = value.contiguous()
     if attn_mask is not None:
         if attn_mask.dtype == torch.bool:
@@ -201,7 +203,7 @@ def _weights(scores: Tensor, bias: Tensor | None) -> Tensor:
     """A softmax; 0, as torch has it, where the bias leaves nothing to read from."""
     if bias is None:
         return scores.softmax(-1)
-    weights = (scores.add_(bias)).softmax(-1)
+    weights = scores.add_(bias).softmax(-1)
     if weights[..., 0].isnan().any():  # A row is so as a whole: one column tells.
         weights.masked_fill_((bias == -torch.inf).all(-1, keepdim=True), 0)
     return weights

@@ -25,10 +25,9 @@ def depth_warning(
     """
     if image.dtype == np.uint8 or not image.size:
         return None
-    highest = image.max()
     means = [_means_of_8_bits(model) for model in models]
     mean = next((mean for mean in means if mean), None)
-    if mean is None or not highest > 255:
+    if mean is None or not (highest := image.max()) > 255:
         return None
     image_name = f"The image {name}" if name else "An image"
     return (

@@ -24,17 +24,28 @@ _WHOSE = re.compile(r"gloo|NCCL|nccl|TCPStore|ProcessGroup|[Ss]ocket")
 _AFTER = re.compile(r"(\d+) ?(?:ms|milliseconds)")
 
 
+_place_of_first = ""
+"""Where process 0 runs. It may hold the store, which then can no more be asked for it."""
+
+
 def sign_in() -> None:
     """Leave word where this process runs, for `explain_timeout` in another."""
+    global _place_of_first
     if _several():
-        _store().set(f"place/{dist.get_rank()}", f"{socket.gethostname()}, process {os.getpid()}")
+        store = _store()
+        # A launcher that restarts the processes may keep the store, and what they left in it.
+        store.delete_key(f"here/{dist.get_rank()}")
+        store.set(f"place/{dist.get_rank()}", f"{socket.gethostname()}, process {os.getpid()}")
+        store.wait(["place/0"])
+        _place_of_first = _place(store, 0)
 
 
 def explain_timeout(error: BaseException) -> str | None:
     """What a user should know of an error that a lost process has caused in this one.
 
     The others are asked for first, through the store by which they have found each other; those
-    that do not answer are named. The store lives with torchrun, or in the first process.
+    that do not answer are named. The store lives in process 0, or with the torchrun that started
+    it.
 
     Returns:
         None if the error is of another kind.
@@ -55,11 +66,8 @@ def explain_timeout(error: BaseException) -> str | None:
             "that is right (a long validation, a slow disk), set a longer --timeout, and go on "
             "with --resume auto."
         )
-    if lost is None:
-        who = "Process 0, through which the others find each other, or the network to it"
-    else:
-        num = dist.get_world_size()
-        who = " and ".join(f"process {rank} of {num}{place}" for rank, place in lost)
+    num = dist.get_world_size()
+    who = " and ".join(f"process {rank} of {num}{place}" for rank, place in lost)
     if ended:
         what = f"{who} has ended; what it said last, or its scheduler, tells why"
     else:
@@ -83,8 +91,8 @@ def _store() -> dist.Store:
     return dist.PrefixStore("ccsnet", store)
 
 
-def _lost(seconds: float) -> list[tuple[int, str]] | None:
-    """Who does not answer, and where it ran; None if the store does not either."""
+def _lost(seconds: float) -> list[tuple[int, str]]:
+    """Who does not answer, and where it ran: process 0 if the store, which it holds, does not."""
     found: list[list[tuple[int, str]]] = []
 
     def call() -> None:
@@ -95,7 +103,7 @@ def _lost(seconds: float) -> list[tuple[int, str]] | None:
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
     thread.join(seconds + 2)
-    return found[0] if found else None
+    return found[0] if found else [(0, _place_of_first)]
 
 
 def _roll_call(seconds: float) -> list[tuple[int, str]]:

@@ -135,10 +135,11 @@ def reader(source: Any, scene: Path | str, bands: tuple[int, ...], model: nn.Mod
             ) from error
         if pixels.dtype.kind == "f":
             valid &= np.isfinite(pixels).all(axis=0)
-        warning = None if told else depth_warning([model], pixels[:, valid], str(scene))
-        if warning:
-            warnings.warn(warning, stacklevel=2)
-            told = True
+        if not told and pixels.dtype != np.uint8:  # No copy of bytes, which always fit.
+            warning = depth_warning([model], pixels[:, valid], str(scene))
+            if warning:
+                warnings.warn(warning, stacklevel=2)
+                told = True
         if pixels.dtype not in AS_STORED:
             pixels = pixels.astype(np.float32)
             fill = np.zeros(len(bands)) if mean is None else mean.cpu().numpy().ravel()
