@@ -13,12 +13,14 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.turns import paired_ratio, take_turns
 from ccsnet.backbones import make_torchvision_importable
 from ccsnet.boundary import BoundaryCounts
 from ccsnet.calibration import CalibrationCounts
@@ -142,24 +144,23 @@ def main() -> None:
     contenders, iou = our_contenders(arguments.classes)
     for ours, theirs in zip((contenders, iou), other_contenders(arguments.classes), strict=True):
         ours.update(theirs)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+
+    def of_all(contender: Contender) -> None:
+        for image in images:
+            contender(*image)
+
+    jobs = {name: partial(of_all, contender) for name, contender in contenders.items()}
     with torch.inference_mode():
-        for repeat in range(arguments.repeats + 2):
-            for name, run in contenders.items():
-                start = time.process_time()
-                for image in images:
-                    run(*image)
-                if repeat >= 2:
-                    times[name].append((time.process_time() - start) / len(images))
+        times = take_turns(jobs, arguments.repeats, clock=time.process_time)
     print(
         f"{arguments.classes} classes, {arguments.width}x{arguments.height}, torch "
         f"{torch.__version__}, 1 thread; ms per image"
     )
     for name, values in times.items():
-        ratio = statistics.median(a / b for a, b in zip(values, times["ours"], strict=True))
+        each = [1e3 * value / len(images) for value in values]
         print(
-            f"{name:40} {1e3 * statistics.median(values):8.2f} "
-            f"({1e3 * min(values):.2f} to {1e3 * max(values):.2f})   this / ours {ratio:.1f}"
+            f"{name:40} {statistics.median(each):8.2f} ({min(each):.2f} to {max(each):.2f})"
+            f"   this / ours {paired_ratio(values, times['ours']):.1f}"
         )
     expected = iou["ours"]()
     for name, found in iou.items():

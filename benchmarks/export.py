@@ -23,10 +23,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.made import made_checkpoint, made_info
 from ccsnet.backbones.families import FAMILIES
-from ccsnet.checkpoint import Checkpoint, ClassInfo, read_checkpoint, save_checkpoint
-from ccsnet.config import RunConfig, TrainConfig
-from ccsnet.data.loading import DataConfig
+from ccsnet.checkpoint import Checkpoint
 from ccsnet.errors import InputError
 from ccsnet.export import ExportConfig, export, made_images
 from ccsnet.export_forms import FORMATS
@@ -47,21 +46,17 @@ LEAST = {family: names[0] for family, names in FAMILIES.items()} | {
 }
 
 
-def made_checkpoint(backbone: str, folder: Path, head: str = "ccs") -> Checkpoint:
-    """A checkpoint of a model that has learnt nothing."""
+def backbone_checkpoint(backbone: str, folder: Path) -> Checkpoint:
+    """A checkpoint of a model that has learnt nothing, and whose values are of ordinary size."""
     torch.manual_seed(0)
     made = ModelConfig(
-        backbone=backbone, head=head, head_config=HeadConfig(dim=64, coarse_dim=64, top_k=3)
+        backbone=backbone, head="ccs", head_config=HeadConfig(dim=64, coarse_dim=64, top_k=3)
     )
     model = create_segmenter(made, num_classes=NUM_CLASSES)
     for name, parameter in model.named_parameters():
         if name.endswith("relative_position_bias_table"):  # BEiT's start at zero, and say nothing.
             torch.nn.init.normal_(parameter, std=0.5)
-    info = ClassInfo(
-        dataset="none",
-        classes=tuple(f"class {i}" for i in range(NUM_CLASSES)),
-        colours=tuple((30 * i, 10, 20) for i in range(NUM_CLASSES)),
-    )
+    info = made_info(NUM_CLASSES)
     # Norms that know nothing leave a deep network's values to grow, until rounding decides.
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -69,12 +64,7 @@ def made_checkpoint(backbone: str, folder: Path, head: str = "ccs") -> Checkpoin
     pictures = np.stack([image[:224, :224] for image in made_images(info)])
     with torch.no_grad():
         model.train()(torch.from_numpy(pictures.transpose(0, 3, 1, 2)))
-    config = RunConfig(
-        data=DataConfig(dataset=str(folder / "no data")), model=made, train=TrainConfig(steps=1)
-    )
-    path = folder / "model.safetensors"
-    save_checkpoint(path, model.state_dict(), config, info, step=0)
-    return read_checkpoint(path)
+    return made_checkpoint(model, made, info, folder / "model.safetensors")
 
 
 def attempt(backbone: str, to: str, size: tuple[int, int] | None, answer: Connection) -> None:
@@ -82,7 +72,7 @@ def attempt(backbone: str, to: str, size: tuple[int, int] | None, answer: Connec
     resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        checkpoint = made_checkpoint(backbone, folder)
+        checkpoint = backbone_checkpoint(backbone, folder)
         config = ExportConfig(to=to, size=size)  # pyright: ignore[reportArgumentType]
         try:
             made = export(checkpoint, folder / f"model{FORMATS[to].suffix}", config)

@@ -13,14 +13,15 @@ scaled such that it is near what is asked for.
 
 import argparse
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.head import peak_extra_bytes, seconds
+from benchmarks.head import peak_extra_bytes
+from benchmarks.turns import Job, paired_ratio, take_turns
 from ccsnet.upsample import upsample_argmax
 
 
@@ -77,16 +78,11 @@ def cases(arguments: argparse.Namespace) -> Iterator[tuple[str, Tensor]]:
 
 
 def compare(name: str, logits: Tensor, size: tuple[int, int], repeats: int) -> None:
-    forms: dict[str, Callable[[], object]] = {
+    forms: dict[str, Job] = {
         "plain": lambda: plain(logits, size),
         "ours": lambda: upsample_argmax(logits, size),
     }
-    times: dict[str, list[float]] = {form: [] for form in forms}
-    for repeat in range(repeats + 2):
-        for form, run in forms.items():
-            elapsed = seconds(run)
-            if repeat >= 2:
-                times[form].append(elapsed)
+    times = take_turns(forms, repeats)
     memory = {form: peak_extra_bytes(run) for form, run in forms.items()}
     ours = upsample_argmax(logits, size)
     differ = int((ours != plain(logits.contiguous(), size)).sum())
@@ -99,7 +95,7 @@ def compare(name: str, logits: Tensor, size: tuple[int, int], repeats: int) -> N
             f"({1e3 * min(values):.1f} to {1e3 * max(values):.1f})   "
             f"{memory[form] / 2**20:7.1f} MiB extra"
         )
-    ratio = statistics.median(a / b for a, b in zip(times["plain"], times["ours"], strict=True))
+    ratio = paired_ratio(times["plain"], times["ours"])
     print(
         f"  plain / ours {ratio:.2f} in time, ours / plain "
         f"{memory['ours'] / memory['plain']:.3f} in memory; pixels that differ: {differ} from "

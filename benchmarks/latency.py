@@ -31,13 +31,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.head import seconds
 from benchmarks.label_map import boundary
+from benchmarks.made import made_checkpoint, made_info
+from benchmarks.turns import Job, take_turns
 from ccsnet.backbones import make_torchvision_importable
 from ccsnet.catalogue import machine
-from ccsnet.checkpoint import Checkpoint, ClassInfo, read_checkpoint, save_checkpoint
-from ccsnet.config import RunConfig, TrainConfig
-from ccsnet.data.loading import DataConfig
+from ccsnet.checkpoint import Checkpoint
 from ccsnet.export import ExportConfig, export
 from ccsnet.memory import keep_freed_memory
 from ccsnet.predict import Predictor, predictor_of
@@ -49,8 +48,6 @@ ENCODER = "mit_b1"
 CLASSES = 150
 BOUNDARY = 0.15
 """Part of the places between four of the grid where these do not agree, as in `label_map`."""
-Job = Callable[[], object]
-"""One image to its label map."""
 
 
 def picture(size: int) -> np.ndarray:
@@ -75,21 +72,13 @@ def prefer_some_classes(model: Segmenter, image: np.ndarray) -> None:
             break
 
 
-def made_checkpoint(head: str, folder: Path, image: np.ndarray) -> Checkpoint:
-    """Of a model that has learnt nothing."""
+def our_checkpoint(head: str, folder: Path, image: np.ndarray) -> Checkpoint:
+    """Of a model with either of our heads."""
     torch.manual_seed(0)
     config = ModelConfig(backbone=ENCODER, head=head)
     model = create_segmenter(config, num_classes=CLASSES).eval()
     prefer_some_classes(model, image)
-    info = ClassInfo(
-        dataset="none",
-        classes=tuple(f"class {i}" for i in range(CLASSES)),
-        colours=tuple((i, 10, 20) for i in range(CLASSES)),
-    )
-    run = RunConfig(data=DataConfig(dataset="none"), model=config, train=TrainConfig(steps=1))
-    path = folder / f"{head}.safetensors"
-    save_checkpoint(path, model.state_dict(), run, info, step=0)
-    return read_checkpoint(path)
+    return made_checkpoint(model, config, made_info(CLASSES), folder / f"{head}.safetensors")
 
 
 def ours(predictor: Predictor, image: np.ndarray, precision: str) -> Job:
@@ -163,7 +152,7 @@ def hf_job(image: np.ndarray, precision: str) -> Job:
 
 def torch_jobs(image: np.ndarray, folder: Path) -> dict[str, Job]:
     predictors = {
-        h: predictor_of(made_checkpoint(h, folder, image), "cpu") for h in ("ccs", "segformer")
+        h: predictor_of(our_checkpoint(h, folder, image), "cpu") for h in ("ccs", "segformer")
     }
     return {
         f"{name} {precision}": job(precision)
@@ -208,7 +197,7 @@ def onnx_jobs(image: np.ndarray, folder: Path) -> dict[str, Job]:
         for label_map in (True, False):
             path = folder / f"{head}{label_map}.onnx"
             config = ExportConfig(to="onnx", label_map=label_map, size=image.shape[:2])
-            export(made_checkpoint(head, folder, image), path, config)
+            export(our_checkpoint(head, folder, image), path, config)
             exported = load_exported(path)
             inside = "label map inside" if label_map else "logits"
             jobs[f"{head} {inside}"] = lambda exported=exported: exported.predict(image)
@@ -231,12 +220,7 @@ def onnx_jobs(image: np.ndarray, folder: Path) -> dict[str, Job]:
 
 def compare(jobs: dict[str, Job], rounds: int) -> None:
     """Let all take turns; print what each took."""
-    times: dict[str, list[float]] = {name: [] for name in jobs}
-    for round_ in range(rounds + 2):
-        for name, job in jobs.items():
-            elapsed = seconds(job)
-            if round_ >= 2:  # The first ones make what the others find made.
-                times[name].append(elapsed)
+    times = take_turns(jobs, rounds)
     medians = {name: statistics.median(values) for name, values in times.items()}
     best = min(medians["smp float32"], medians["hf float32"])
     for name, median in medians.items():

@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.head import peak_extra_bytes, seconds
+from benchmarks.head import peak_extra_bytes
+from benchmarks.turns import paired_ratio, take_turns
 from ccsnet.backbones import make_torchvision_importable
 from ccsnet.catalogue import machine
 from ccsnet.loss import SegmentationLoss
@@ -168,10 +169,9 @@ def measure(
         if key[0] not in refused:
             with refusal(key[0], refused):
                 found[key] = Measured(peak_extra_bytes(step), [])
-    for _ in range(rounds):
-        for key, step in steps.items():
-            if key[0] not in refused:
-                found[key].seconds.append(seconds(step))
+    left = {key: step for key, step in steps.items() if key[0] not in refused}
+    for key, times in take_turns(left, rounds, warm_up=0).items():
+        found[key].seconds.extend(times)
     return found, refused
 
 
@@ -197,17 +197,14 @@ def rows(
                 yield [*start, f"refused: {refused[contender]}", "", "", ""]
                 continue
             times = (found[contender, precision, order] for order in ORDERS)
-            ratio = "" if "ccs" in refused else f"{paired_ratio(best[contender], best['ccs']):.2f}"
-            yield [*start, *map(spread, times), ratio, f"{best[contender].bytes / 2**20:.0f}"]
+            this, ratio = best[contender], ""
+            if "ccs" not in refused:
+                ratio = f"{paired_ratio(this.seconds, best['ccs'].seconds):.2f}"
+            yield [*start, *map(spread, times), ratio, f"{this.bytes / 2**20:.0f}"]
 
 
 def spread(measured: Measured) -> str:
     return f"{measured.median:.3f} ({min(measured.seconds):.3f} to {max(measured.seconds):.3f})"
-
-
-def paired_ratio(this: Measured, other: Measured) -> float:
-    """Median over the rounds."""
-    return statistics.median(a / b for a, b in zip(this.seconds, other.seconds, strict=True))
 
 
 def main() -> None:

@@ -100,4 +100,5 @@ def _loss(config: RunConfig, spec: DatasetSpec) -> SegmentationLoss:
         coarse_weight=config.train.coarse_weight,
         ignore_index=spec.ignore_index,
         class_weights=None if weights == "none" else torch.tensor(weights),
+        auxiliary_weight=config.model.head_config.variant.centre_loss_weight,
     )

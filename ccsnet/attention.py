@@ -19,7 +19,9 @@ from ccsnet.data.transforms import resize_aligned
 from ccsnet.draw import colourise, legend, rgb_of
 from ccsnet.errors import InputError
 from ccsnet.heads._base import resize
-from ccsnet.heads.ccs import CCSHead, ClassAttention, relevant_classes, window_of
+from ccsnet.heads._ccs_variant import CCSVariantHead, VariantAttention
+from ccsnet.heads._classes import relevant_classes, window_of
+from ccsnet.heads.ccs import CCSHead, ClassAttention
 from ccsnet.pictures import mark, side_by_side
 from ccsnet.predict import Predictor
 
@@ -29,13 +31,14 @@ class Attention:
     """What the head of a CCSNet weighed in one image, from its own tensors."""
 
     coarse: Float[Tensor, "N h w"]
-    """Logits of the coarse prediction, by which classes are chosen."""
+    """Logits of the coarse prediction, by which classes are chosen; of its last refinement."""
     relevant: Bool[Tensor, "N h w"]
     """The classes that each place may read from."""
     sources: Float[Tensor, "N y x"]
     """Weight of each place of the coarsest features in a class's centre; a class's add up to 1."""
     reads: tuple[Float[Tensor, "_ _ N"], ...]
-    """How much each place of a stage reads from each class's centre; each place adds up to 1."""
+    """How much each place of a stage that attends, the finest first, reads from each class's
+    centre; each place adds up to 1. Of several heads it is the mean."""
     logits: Float[Tensor, "N _ _"]
     """The final ones, as the model returns them."""
     size: tuple[int, int]
@@ -52,7 +55,7 @@ class Attention:
         return int(self.logits[:, place[0], place[1]].argmax())
 
     def read_at(self, row: int, column: int, stage: int = 0) -> Float[Tensor, " N"]:
-        """How much a pixel's place in a stage, 0 the finest, reads from each class."""
+        """How much a pixel's place in a stage, 0 the finest of `reads`, reads from each class."""
         reads = self.reads[stage]
         place = self._place((row, column), reads.shape[:2])
         return reads[place[0], place[1]]
@@ -75,18 +78,33 @@ class Attention:
         return [int((p + 0.5) * g / s) for p, g, s in zip(pixel, grid, self.size, strict=True)]
 
 
-def attention_head(predictor: Predictor) -> CCSHead:
+def attention_head(predictor: Predictor) -> CCSHead | CCSVariantHead:
     """The head whose attention can be looked at.
 
     Raises:
-        InputError: The model's is another.
+        InputError: The model's is another, or a variant of ccs whose attention is no weight of
+            each class, whose centre is a weight of each place of the coarsest features.
     """
     head = predictor.model.head
-    if not isinstance(head, CCSHead):
+    if not isinstance(head, CCSHead | CCSVariantHead):
         raise InputError(
             f"What the network looked at is known of models with the head ccs; this one has "
             f"{type(head).__name__}. Leave `relevant` out of --save."
         )
+    if isinstance(head, CCSVariantHead):
+        variant = head.variant
+        found = {
+            "centres": (variant.centres, variant.centres == "c4"),
+            "centres_per_class": (variant.centres_per_class, variant.centres_per_class == 1),
+            "attending": (variant.attending, variant.attending != ()),
+        }
+        for name, (value, shown) in found.items():
+            if not shown:
+                raise InputError(
+                    f"What the network looked at cannot be shown of a model with {name}={value!r}, "
+                    "only where places read from one centre of each class, made of the coarsest "
+                    "features. Leave `relevant` out of --save."
+                )
     return head
 
 
@@ -97,7 +115,7 @@ def attention_of(predictor: Predictor, image: Num[np.ndarray, "rows columns C"])
     A model that is evaluated in windows sees all of the image at once here, too.
 
     Args:
-        predictor: A model with the head ccs.
+        predictor: A model with the head ccs, or most of its variants.
         image: Pixel values, as `ccsnet.data.images.read_image` gives them.
 
     Raises:
@@ -105,7 +123,7 @@ def attention_of(predictor: Predictor, image: Num[np.ndarray, "rows columns C"])
     """
     head, info = attention_head(predictor), predictor.info
     seen = image_tensor(resize_aligned(image, info.short_side, info.long_side))
-    stages = [stage for stage in head.stages if isinstance(stage, ClassAttention)]
+    stages = [s for s in head.stages if isinstance(s, ClassAttention | VariantAttention)]
     calls: dict[nn.Module, tuple[Any, ...]] = {}
 
     def keep(module: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -123,7 +141,7 @@ def attention_of(predictor: Predictor, image: Num[np.ndarray, "rows columns C"])
     return Attention(
         coarse=output.coarse[0].float().cpu(),
         relevant=relevant_classes(output.coarse, head.top_k)[0].cpu(),
-        sources=_source_weights(output.coarse.float(), grid)[0].cpu(),
+        sources=_source_weights(head, output.coarse.float(), grid)[0].cpu(),
         reads=tuple(_read_weights(stage, *calls[stage])[0].cpu() for stage in stages),
         logits=output.logits[0].float().cpu(),
         size=(image.shape[0], image.shape[1]),
@@ -131,14 +149,16 @@ def attention_of(predictor: Predictor, image: Num[np.ndarray, "rows columns C"])
 
 
 def _source_weights(
-    coarse: Float[Tensor, "B N h w"], grid: tuple[int, int]
+    head: CCSHead | CCSVariantHead, coarse: Float[Tensor, "B N h w"], grid: tuple[int, int]
 ) -> Float[Tensor, "B N y x"]:
-    """The weights of `ccsnet.heads.ccs.class_centres`."""
+    """The weights of `ccsnet.heads._classes.class_centres`."""
+    if isinstance(head, CCSVariantHead):
+        coarse = coarse * head.sharpness()
     return resize(coarse, grid).flatten(2).softmax(-1).unflatten(2, grid)
 
 
 def _read_weights(
-    stage: ClassAttention,
+    stage: ClassAttention | VariantAttention,
     feature: Float[Tensor, "B _ _ _"],
     keys: Float[Tensor, "B N D"],
     values: Float[Tensor, "B N D"],
@@ -147,6 +167,9 @@ def _read_weights(
 ) -> Float[Tensor, "B H W N"]:
     """The attention weights of a stage, which its fused kernel does not give away."""
     query = resize(stage.query(feature), size).float()
+    if isinstance(stage, VariantAttention):
+        mask = window_of(bias.float(), size).flatten(1, 2).unsqueeze(1)
+        return stage.weights(query, keys.float(), mask).mean(1).unflatten(1, size)
     scores = torch.einsum("bdhw,bnd->bhwn", query, keys.float()) * query.shape[1] ** -0.5
     return (scores + window_of(bias.float(), size)).softmax(-1)
 

@@ -72,7 +72,9 @@ def _measure(
     config: BenchConfig,
 ) -> Cost:
     model: Segmenter = predictor.model
-    settings = PredictConfig(precision=precision, batch_size=config.batch_size)
+    settings = PredictConfig(
+        precision=precision, batch_size=config.batch_size, compile=config.compile
+    )
     random = np.random.default_rng(0)
     # Areas as in photographs: of pure noise the label map would cost more than of a real image.
     cells = random.integers(0, 256, (config.batch_size, 8, 8, 3), np.uint8)

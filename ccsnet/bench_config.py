@@ -23,6 +23,8 @@ class BenchConfig:
     """Images at once for the throughput; the latency is that of one."""
     precisions: tuple[Literal["float32", "bf16"], ...] = ()
     """None named: all that the device computes in hardware."""
+    compile: bool = False
+    """Compile the networks, as in `predict`."""
     rounds: int = 5
     """Times that each is measured, after two that are not; the median counts."""
     cpu: bool = False

@@ -3,18 +3,13 @@
 Figures that take long are kept in the user's cache folder, for this machine and these versions.
 """
 
-import contextlib
-import importlib.metadata
 import inspect
-import json
 import math
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,15 +17,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-import ccsnet
 from ccsnet.backbones.families import FAMILIES
 from ccsnet.backbones.published import published_weights
 from ccsnet.backbones.timm import backbone_names, create_backbone
 from ccsnet.config import RunConfig, to_json
 from ccsnet.datasets._spec import DatasetSpec
 from ccsnet.errors import unknown_name
-from ccsnet.files import atomic_path, cache_folder
 from ccsnet.loss import segmentation_loss
+from ccsnet.machine import Cache, machine, versions
 from ccsnet.optim import state_share
 from ccsnet.plugins import find_plugin, plugin_names
 from ccsnet.recipes import RECIPES
@@ -65,31 +59,6 @@ class TrainingMemory(NamedTuple):
     def of(self, images: int) -> int:
         """Of a step with so many images at once."""
         return self.state + images * self.per_image
-
-
-Facts = TypeVar("Facts", BackboneFacts, TrainingMemory)
-
-
-def processor() -> str:
-    """The name of the processor."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():  # Linux only.
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def versions() -> str:
-    """What figures depend on besides the machine."""
-    timm = importlib.metadata.version("timm")
-    return f"ccsnet {ccsnet.__version__}, torch {torch.__version__}, timm {timm}"
-
-
-def machine() -> str:
-    """What times depend on."""
-    return f"{processor()}, {torch.get_num_threads()} threads, {versions()}"
 
 
 def measure_backbone(name: str, passes: int = 3) -> BackboneFacts:
@@ -210,49 +179,6 @@ def _built_in(config: RunConfig) -> DatasetSpec | None:
 
 def _crop(config: RunConfig) -> tuple[int, int]:
     return config.data.crop or (_built_in(config) or DatasetSpec).crop
-
-
-class Cache(Generic[Facts]):
-    """Figures by name in a file of the user's cache folder; none if it cannot be read.
-
-    Args:
-        file: The file's name.
-        key: What the figures depend on besides their names.
-        like: An example of them: what is kept and is of another kind is not read.
-    """
-
-    def __init__(self, file: str, key: str, like: Facts) -> None:
-        self.path = cache_folder() / file
-        self.key, self.like = key, like
-
-    def read(self, name: str) -> Facts | None:
-        """What is kept under a name."""
-        row = self._rows().get(name)
-        example = self.like._asdict()
-        if not isinstance(row, dict) or set(row) != set(example):
-            return None
-        values: dict[str, Any] = {k: tuple(v) if type(v) is list else v for k, v in row.items()}
-        if any(type(values[field]) is not type(value) for field, value in example.items()):
-            return None
-        return type(self.like)(**values)
-
-    def write(self, name: str, facts: Facts) -> None:
-        """Keep figures under a name; where the folder cannot be written to, they are not kept."""
-        everything = self._everything()
-        everything[self.key] = self._rows() | {name: facts._asdict()}
-        with contextlib.suppress(OSError), atomic_path(self.path, durable=False) as aside:
-            aside.write_text(json.dumps(everything, indent=1))
-
-    def _everything(self) -> dict[str, Any]:
-        try:
-            everything = json.loads(self.path.read_text())
-        except (OSError, ValueError):
-            return {}
-        return everything if isinstance(everything, dict) else {}
-
-    def _rows(self) -> dict[str, Any]:
-        rows = self._everything().get(self.key)
-        return rows if isinstance(rows, dict) else {}
 
 
 # Tables: headings with the side that a column keeps to, and the cells of a row.

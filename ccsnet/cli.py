@@ -11,12 +11,14 @@ from typing import Any, Literal
 
 from ccsnet.arguments import parse, positional
 from ccsnet.cli_bench import bench
+from ccsnet.cli_compare import compare
 from ccsnet.cli_data import data
 from ccsnet.cli_export import export
 from ccsnet.cli_hub import push
 from ccsnet.cli_predict import evaluate, predict
 from ccsnet.cli_raster import raster
 from ccsnet.cli_runs import runs
+from ccsnet.cli_study import study
 from ccsnet.cli_train import find_lr, train
 from ccsnet.cli_video import video
 from ccsnet.errors import InputError, unknown_name
@@ -221,7 +223,9 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "find-lr": find_lr,
     "runs": runs,
+    "study": study,
     "evaluate": evaluate,
+    "compare": compare,
     "predict": predict,
     "video": video,
     "raster": raster,

@@ -32,7 +32,8 @@ def bench(arguments: list[str]) -> int:
     names = names or list(BACKBONES)
     config: BenchArguments = parse(BenchArguments, "bench", rest, description=bench.__doc__)
     width = max(len("backbone"), *map(len, names))
-    print(f"{machine()}; head {config.head}, {config.classes} classes")
+    compiled = ", compiled" * config.compile
+    print(f"{machine()}; head {config.head}, {config.classes} classes{compiled}")
     together = f"images/s of {config.batch_size}"
     print(
         f"{'backbone':{width}}   size  precision  parameters  ms/image  {together:>13}     MiB",
@@ -50,6 +51,7 @@ def bench(arguments: list[str]) -> int:
     if config.json is not None:
         with atomic_path(config.json) as aside:
             found = {"machine": machine(), "head": config.head, "classes": config.classes}
+            found |= {"compile": config.compile}
             found |= {"batch_size": config.batch_size, "rows": rows}
             aside.write_text(json.dumps(found, indent=2) + "\n")
     return 0

@@ -188,7 +188,7 @@ def _fingerprint(predictor: Predictor, config: PredictConfig) -> str:
             data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
             digest.update(name.encode())
             digest.update(data.numpy())
-    settings = {**dataclasses.asdict(config), "batch_size": None}  # Not how fast.
+    settings = {**dataclasses.asdict(config), "batch_size": None, "compile": None}  # Not how fast.
     digest.update(repr((predictor.info, sorted(settings.items()))).encode())
     return digest.hexdigest()
 

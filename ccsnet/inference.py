@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
+from ccsnet.compiled import Compiled
 from ccsnet.cpu_kernels import FasterKernels
 from ccsnet.data.loading import image_tensor
 from ccsnet.data.transforms import resize_image, scaled_size
@@ -28,9 +29,10 @@ from ccsnet.errors import InputError
 from ccsnet.footprint import forward_bytes
 from ccsnet.grid import ScoreGrid
 from ccsnet.memory import peak_memory
-from ccsnet.precision import Autocast, Mode, autocast, has_bf16, in_memory_order
+from ccsnet.precision import Autocast, Mode, autocast, in_memory_order
 from ccsnet.predict_config import PredictConfig
 from ccsnet.sliding import LOGIT_STRIDE, sliding_batch, stride_of, window_corners
+from ccsnet.trial import choose_inference_mode
 
 WINDOWS = (2048, 1536, 1024, 768, 512, 384, 256, 128)
 """Sides that `max_memory` chooses from."""
@@ -227,7 +229,7 @@ class Pipeline:
         advance: Callable[[int], None] | None = None,
     ) -> ScoreGrid:
         """The only pass, or the mean of all, on the grid of the scale that is nearest to 1."""
-        networks = [self._in_mode(model) for model in self.models]
+        networks = self.networks()
         total: Tensor | None = None
         for scale in sorted(self.config.scales, key=lambda scale: abs(math.log(scale))):
             images = seen(scale)
@@ -282,15 +284,34 @@ class Pipeline:
             progress=told,
         )
 
-    def _mode(self) -> Mode:
-        precision = self.config.precision
-        if precision == "auto":
-            precision = "bf16" if has_bf16(self.device) else "float32"
-        return Mode(precision, bool(self.config.channels_last))
+    @cached_property
+    def mode(self) -> Mode:
+        """How the models compute; `auto` is tried on the first of them."""
+        precision, order = self.config.precision, bool(self.config.channels_last)
+        if precision != "auto":
+            return Mode(precision, order)
+        model = self.models[0]
+        mode, told = choose_inference_mode(
+            lambda mode: self._eager(model, mode),
+            model,
+            model.get_buffer("mean").numel(),
+            channels_last=order,
+        )
+        self.note(told)
+        return mode
 
-    def _in_mode(self, model: nn.Module) -> nn.Module:
-        mode = self._mode()
-        if self.config.channels_last is not None:
+    def networks(self) -> list[nn.Module]:
+        """The models as they run."""
+        eager = [self._eager(model, self.mode) for model in self.models]
+        return self._compiled if self.config.compile else eager
+
+    @cached_property
+    def _compiled(self) -> list[nn.Module]:
+        device = self.device
+        return [Compiled(Autocast(model, self.mode, device), device) for model in self.models]
+
+    def _eager(self, model: nn.Module, mode: Mode) -> nn.Module:
+        if self.config.channels_last is not None:  # Each time: others may use the model, too.
             in_memory_order(model.get_submodule("backbone"), mode)
         model = FasterKernels(model, self.device)
         return model if mode.precision == "float32" else Autocast(model, mode, self.device)
@@ -354,7 +375,7 @@ class Pipeline:
         side = None if plan.window is None else plan.window[0]
         shape = (1, bands, side or height, side or width)
         if shape not in self._footprints:  # Windows of one side serve images of all sizes.
-            mode = autocast(self._mode(), self.device)
+            mode = autocast(self.mode, self.device)
             footprints = [forward_bytes(model, shape, mode) for model in self.models]
             self._footprints[shape] = max(footprints)
         forward = plan.batch_size * self._footprints[shape]

@@ -1,4 +1,4 @@
-"""The training loss: named losses, weighted and added, of the final and the coarse prediction."""
+"""The training loss: named losses, weighted and added, of the predictions that a head makes."""
 
 import inspect
 import math
@@ -130,7 +130,7 @@ def _number(text: str, what: str, whole: str) -> float | int:
 
 
 class SegmentationLoss:
-    """The loss of both predictions; the same however a batch is split.
+    """The loss of all predictions; the same however a batch is split.
 
     Each term is a total divided by a count. On a part of a batch, give the counts of the whole:
     the parts' losses then add up to that of the whole, and so do their gradients.
@@ -142,6 +142,8 @@ class SegmentationLoss:
             Source: 0.4 from the authors' release.
         ignore_index: The label of pixels that teach nothing.
         class_weights: For the losses that weigh pixels; dice, tversky and lovasz do not.
+        auxiliary_weight: Of the auxiliary prediction's loss, where a head makes one; but for this
+            weight it is the coarse prediction's.
 
     Raises:
         InputError: A loss or a weight cannot be used, or class weights are given and no loss
@@ -155,12 +157,16 @@ class SegmentationLoss:
         coarse_weight: float = 0.4,
         ignore_index: int = 255,
         class_weights: Float[Tensor, " N"] | None = None,
+        auxiliary_weight: float = 1.0,
     ) -> None:
-        if not 0 <= coarse_weight < math.inf:
-            raise InputError(f"coarse_weight is {coarse_weight}; it must be a number from 0 on.")
+        weights = {"coarse_weight": coarse_weight, "auxiliary_weight": auxiliary_weight}
+        for name, weight in weights.items():
+            if not 0 <= weight < math.inf:
+                raise InputError(f"{name} is {weight}; it must be a number from 0 on.")
         self.final = _build(loss)
         self.coarse = self.final if coarse_loss is None else _build(coarse_loss)
         self.coarse_weight = coarse_weight
+        self.auxiliary_weight = auxiliary_weight
         self.ignore_index = ignore_index
         self.class_weights = class_weights
         terms = [term for _, term in (*self.final, *self.coarse)]
@@ -190,7 +196,9 @@ class SegmentationLoss:
         label: Int[Tensor, "B H W"],
         counts: Float[Tensor, " T"] | None = None,
     ) -> Mapping[str, Float[Tensor, ""]]:
-        """The losses "final" and "coarse", weighted; their sum is what is minimised.
+        """The losses "final", "coarse" and "auxiliary", weighted; their sum is what is minimised.
+
+        There are those of the predictions that the output has.
 
         A batch without a single valid pixel has loss 0, and gradient 0.
 
@@ -205,6 +213,9 @@ class SegmentationLoss:
         if output.coarse is not None:
             coarse = self._sum(self.coarse, output.coarse, label, second)
             losses["coarse"] = self.coarse_weight * coarse
+        if output.auxiliary is not None:
+            auxiliary = self._sum(self.coarse, output.auxiliary, label, second)
+            losses["auxiliary"] = self.auxiliary_weight * auxiliary
         return losses
 
     def _sum(

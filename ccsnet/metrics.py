@@ -290,9 +290,11 @@ class ImageScores(NamedTuple):
     pixel_accuracy: float
     iou: Float64[np.ndarray, " N"]
     """Per class; NaN where the image has none of it."""
+    counts: Int64[np.ndarray, "3 N"]
+    """Pixels of each class: right, labelled, predicted. Sums of them give figures of any set."""
 
     def to_dict(self, classes: Sequence[str]) -> dict[str, object]:
-        """For JSON; only the present classes have an IoU."""
+        """For JSON; only the present classes have an IoU and counts."""
         means = {name: _rounded(getattr(self, name)) for name in IMAGE_MEANS}
         present = np.flatnonzero(~np.isnan(self.iou)).tolist()
         return {
@@ -300,6 +302,7 @@ class ImageScores(NamedTuple):
             "pixels": self.pixels,
             **means,
             "iou": {classes[i]: _rounded(self.iou[i]) for i in present},
+            "counts": {classes[i]: self.counts[:, i].tolist() for i in present},
         }
 
 
@@ -333,6 +336,7 @@ def image_scores(metrics: Metrics, ranking: Sequence[tuple[str, float]]) -> list
                 pixels=int(counts[1].sum()),
                 **{one: float(score(one, sums)) for one in IMAGE_MEANS},
                 iou=score("iou", sums),
+                counts=counts,
             )
         )
     return sorted(found, key=lambda row: (row.miou, row.image))

@@ -1,17 +1,11 @@
-"""Which number type and memory order train fastest here: measured on the model itself."""
+"""Number types and memory orders in which a model computes."""
 
-import copy
-import time
-from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Item = TypeVar("Item", nn.Module, Tensor)
-
-TRIAL_BATCH = 2
-TRIAL_REPEATS = 3
 
 
 class Mode(NamedTuple):
@@ -49,59 +43,6 @@ def has_bf16(device: torch.device) -> bool:
     if device.type == "cpu":
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return False
-
-
-def choose_mode(
-    model: nn.Module,
-    image: Tensor,
-    loss: Callable[[nn.Module, Tensor], Tensor],
-    *,
-    precision: str = "auto",
-    channels_last: bool | None = None,
-) -> tuple[Mode, dict[Mode, float]]:
-    """Settle what is left open, by timing forward and backward passes of a copy of the model.
-
-    Args:
-        model: The network, in training mode, on its device; left as it is, as is the random stream.
-        image: A batch like those of the run.
-        loss: Runs a network on images.
-        precision: auto, or one of `Mode`; auto never takes fp16, which needs its losses scaled.
-        channels_last: None to try both orders.
-
-    Returns:
-        The fastest mode, and the seconds that each candidate took; none where there was no choice.
-    """
-    device = image.device
-    if precision == "auto":
-        precisions = ["float32", "bf16"] if has_bf16(device) else ["float32"]
-    else:
-        precisions = [precision]
-    orders = [False, True] if channels_last is None else [channels_last]
-    candidates = [Mode(p, order) for p in precisions for order in orders]
-    if len(candidates) == 1:
-        return candidates[0], {}
-    image = image[:TRIAL_BATCH]
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        seconds = {mode: _time(model, image, loss, mode) for mode in candidates}
-    return min(candidates, key=lambda mode: seconds[mode]), seconds
-
-
-def _time(
-    model: nn.Module, image: Tensor, loss: Callable[[nn.Module, Tensor], Tensor], mode: Mode
-) -> float:
-    """The shortest of a few passes: other programs only ever make a pass longer."""
-    trial = in_memory_order(copy.deepcopy(model), mode)
-    image = in_memory_order(image, mode)
-    times = []
-    for _ in range(1 + TRIAL_REPEATS):
-        start = time.perf_counter()
-        with autocast(mode, image.device):
-            value = loss(trial, image)
-        value.backward()
-        if image.device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
 
 
 def in_memory_order(item: Item, mode: Mode) -> Item:

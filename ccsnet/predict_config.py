@@ -25,10 +25,13 @@ class PredictConfig:
     batch_size: int = 4
     """Windows, or images of equal size, in each forward pass."""
     precision: Literal["auto", "float32", "bf16"] = "float32"
-    """auto: bf16 where the device multiplies it in hardware. float32 gives the same figures on all
-    devices, up to rounding."""
+    """auto: float32, or where the device multiplies it in hardware bf16, whichever is faster in a
+    short trial, which is kept. float32 gives the same figures on all devices, up to rounding."""
     channels_last: bool | None = None
     """Whether the backbone's maps keep the channels of a place side by side; none: as trained."""
+    compile: bool = False
+    """Compile the network for the first sizes that come, on a GPU with CUDA graphs: worth its
+    minute or so for many images of few sizes, or in windows."""
     max_memory: float | None = None
     """GiB that the program, or on a GPU its tensors, should stay below: where an image does not
     fit, it is seen in the largest windows that do, and fewer at once. An estimate."""

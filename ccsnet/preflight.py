@@ -16,10 +16,11 @@ from ccsnet.errors import InputError
 from ccsnet.loss import SegmentationLoss
 from ccsnet.optim import check_optimizer
 from ccsnet.parallel import Processes
-from ccsnet.precision import TRIAL_BATCH, Mode, choose_mode
+from ccsnet.precision import Mode
 from ccsnet.progress import Reporter
 from ccsnet.segmenter import ModelConfig, Segmenter
 from ccsnet.trackers import check_trackers
+from ccsnet.trial import TRIAL_BATCH, choose_mode
 
 LABELS_CHECKED = 2000  # Per split; the rest is checked as it is read.
 
@@ -73,23 +74,6 @@ def with_statistics(config: RunConfig, spec: DatasetSpec, root: Path) -> RunConf
     return replace(config, model=replace(config.model, mean=mean, std=std))
 
 
-def check_compiler(device: torch.device) -> None:
-    """Compile something small, before a run relies on it.
-
-    Raises:
-        InputError: torch.compile does not work on this machine.
-    """
-    try:
-        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
-    # What fails depends on the compiler, of which there are several, and on what it needs.
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"torch.compile does not work on this machine ({type(error).__name__}: {reason}). "
-            "It needs a C++ compiler (g++) and on a GPU Triton: install it or leave out --compile."
-        ) from error
-
-
 def check_model(checkpoint: Checkpoint, model: ModelConfig) -> None:
     """Refuse to go on with another model than the checkpoint's.
 
@@ -109,7 +93,8 @@ def _decisive(model: ModelConfig) -> dict[str, object]:
     """The settings without which weights mean something else."""
     values = asdict(model)
     values |= values.pop("head_config")
-    free = ("backbone_weights", "drop_path", "dropout", "frozen_stages")
+    values |= values.pop("variant")
+    free = ("backbone_weights", "centre_loss_weight", "drop_path", "dropout", "frozen_stages")
     return {name: value for name, value in values.items() if name not in free}
 
 
@@ -186,7 +171,7 @@ def settle_mode(
 ) -> Mode:
     """The run's precision and memory order; `auto` is tried on the run's first images.
 
-    Several processes take what the first of them finds.
+    The first of several processes tries, and all take what it finds.
     """
     precision, order = config.train.precision, config.train.channels_last
     if precision != "auto":
@@ -200,19 +185,17 @@ def settle_mode(
         steps=1,
     )
     batch: Batch = next(iter(batches))
-    labels = batch.label.to(processes.device)
 
-    def total(network: nn.Module, image: Tensor) -> Tensor:
-        return torch.stack(list(loss(network(image), labels).values())).sum()
+    def total(network: nn.Module, image: Tensor, label: Tensor) -> Tensor:
+        return torch.stack(list(loss(network(image), label).values())).sum()
 
-    mode, seconds = choose_mode(
-        model, batch.image.to(processes.device), total, precision=precision, channels_last=order
-    )
-    mode = Mode(*processes.gather([tuple(mode)])[0])
-    trials = ", ".join(f"{_name(m)} {1e3 * s:.0f} ms" for m, s in seconds.items())
-    reporter.note(f"Precision {_name(mode)}" + (f" (tried: {trials})" if trials else ""))
-    return mode
-
-
-def _name(mode: Mode) -> str:
-    return f"{mode.precision} channels-last" if mode.channels_last else mode.precision
+    mode = None
+    if processes.is_main:
+        image, label = (t.to(processes.device) for t in (batch.image, batch.label))
+        form = replace(config.model, backbone_weights="none")
+        key = f"{form}, {processes.num_here} processes"
+        mode, told = choose_mode(
+            model, image, label, total, precision=precision, channels_last=order, key=key
+        )
+        reporter.note(told)
+    return processes.gather([mode])[0]

@@ -110,6 +110,6 @@ def rows_under(pipeline: Pipeline, size: tuple[int, int], window: tuple[int, int
 
 
 def _forward(pipeline: Pipeline, channels: int, side: int) -> int:
-    mode = autocast(pipeline._mode(), pipeline.device)
+    mode = autocast(pipeline.mode, pipeline.device)
     shape = (1, channels, side, side)
     return max(forward_bytes(model, shape, mode) for model in pipeline.models)

@@ -31,7 +31,7 @@ def state_of(
     file = Path(scene)
     facts = file.stat() if file.exists() else None
     how = dataclasses.asdict(plan.pipeline.config)
-    for known in ("batch_size", "max_memory", "window", "overlap", "precision"):
+    for known in ("batch_size", "max_memory", "window", "overlap", "precision", "compile"):
         del how[known]  # They change nothing, or what they led to is told below.
     state = {
         "scene": str(file.resolve()) if facts else str(scene),
@@ -42,7 +42,7 @@ def state_of(
         "size": plan.size,
         "window": plan.window,
         "how": how,
-        "precision": plan.pipeline._mode().precision,
+        "precision": plan.pipeline.mode.precision,
         "rows": PART_ROWS,
         "classes": predictor.classes,
         "models": [_fingerprint(model) for model in predictor.models],

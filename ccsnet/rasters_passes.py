@@ -54,7 +54,7 @@ class Plan:
         """The passes, in the order of `Pipeline`; all are brought to the grid of the first."""
         found: list[Look] = []
         config, device = self.pipeline.config, self.pipeline.device
-        networks = [self.pipeline._in_mode(model) for model in self.pipeline.models]
+        networks = self.pipeline.networks()
         side, stride = self.window
         cells: dict[int, int] = {}
         for scale in sorted(config.scales, key=lambda scale: abs(math.log(scale))):

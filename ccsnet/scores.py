@@ -6,7 +6,7 @@ thousand resamples of it are the same computation. A quotient of nothing is NaN,
 NaN out: an absent class neither helps nor harms.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -238,33 +238,48 @@ def bootstraps(
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
     """
-    num_images, _, num_classes = counts.shape
-    if not num_images:
-        raise InputError("An interval over images needs images; there is none.")
     if not 0 < level < 1:
         raise InputError(f"level is {level}; give a number between 0 and 1, such as 0.95.")
+    values: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for drawn in resampled(counts, resamples=resamples, seed=seed):
+        hit, label, predicted = drawn.swapaxes(0, 1)
+        sums = Sums(hit, label, predicted, beta)
+        for name in names:
+            values[name].append(score(name, sums))
+    return {name: middle(np.concatenate(blocks), level) for name, blocks in values.items()}
+
+
+def resampled(
+    counts: Int64[np.ndarray, "I ..."], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Iterator[Float64[np.ndarray, "num ..."]]:
+    """Sums over images that are drawn with replacement, several draws at a time.
+
+    Args:
+        counts: What each image adds.
+        resamples: How many draws there are in all.
+        seed: Of the draws; beside it they depend on the number of images alone.
+
+    Raises:
+        InputError: There is no image, or no draw is asked for.
+    """
+    num_images = len(counts)
+    if not num_images:
+        raise InputError("An interval over images needs images; there is none.")
     if resamples < 1:
         raise InputError(f"resamples is {resamples}; give 1 or more, such as 1000.")
     rng = np.random.default_rng(seed)
     # Sums of pixels are whole numbers, and exact in float64, where products are fast.
     flat = counts.reshape(num_images, -1).astype(np.float64)
-    at_once = max(1, BLOCK_BYTES // (8 * max(num_images, 3 * num_classes)))
-    values: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    at_once = max(1, BLOCK_BYTES // (8 * max(flat.shape)))
     for start in range(0, resamples, at_once):
         num = min(at_once, resamples - start)
         drawn = rng.integers(num_images, size=(num, num_images))
         drawn += num_images * np.arange(num)[:, None]
         times = np.bincount(drawn.ravel(), minlength=num * num_images).reshape(num, num_images)
-        hit, label, predicted = (
-            (times.astype(np.float64) @ flat).reshape(num, 3, num_classes).swapaxes(0, 1)
-        )
-        sums = Sums(hit, label, predicted, beta)
-        for name in names:
-            values[name].append(score(name, sums))
-    return {name: _middle(np.concatenate(blocks), level) for name, blocks in values.items()}
+        yield (times.astype(np.float64) @ flat).reshape(num, *counts.shape[1:])
 
 
-def _middle(values: Float64[np.ndarray, "R ..."], level: float) -> Interval:
+def middle(values: Float64[np.ndarray, "R ..."], level: float) -> Interval:
     """What the middle share of the resamples lies within; NaN where no resample has a value."""
     exists = ~np.isnan(values).all(0)
     ends = np.full((2, *values.shape[1:]), np.nan)

@@ -1,6 +1,6 @@
 """The whole model: normalise, backbone, head."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from jaxtyping import Float, Num
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ccsnet.backbones._base import Backbone
 from ccsnet.backbones.timm import create_backbone
 from ccsnet.errors import InputError
-from ccsnet.heads._base import HeadConfig, Output
+from ccsnet.heads._base import CCSVariant, HeadConfig, Output
 from ccsnet.plugins import find_plugin
 
 # ImageNet's channel statistics in 0-255 RGB, as all of the field uses them.
@@ -83,8 +83,8 @@ def create_segmenter(
         load_weights: False leaves the backbone as drawn, for a checkpoint to fill.
 
     Raises:
-        InputError: An unknown backbone or head, weights that do not fit, or statistics for another
-            number of channels.
+        InputError: An unknown backbone or head, settings of another head, weights that do not fit,
+            or statistics for another number of channels.
     """
     mean, std = config.mean, config.std
     if mean is None or std is None:
@@ -100,6 +100,13 @@ def create_segmenter(
             "channels. Give one value for each."
         )
     build = find_plugin("ccsnet.heads", config.head, "build")  # Before weights are fetched.
+    variant = config.head_config.variant
+    if variant != CCSVariant() and config.head != "ccs" and ":" not in config.head:
+        named = [f.name for f in fields(variant) if getattr(variant, f.name) != f.default]
+        raise InputError(
+            f"{', '.join(named)} are settings of the head ccs; {config.head!r} has no use for "
+            "them. Leave them out, or set --head ccs."
+        )
     backbone = create_backbone(
         config.backbone,
         weights=config.backbone_weights if load_weights else "none",

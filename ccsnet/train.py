@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ccsnet.assemble import assemble
 from ccsnet.averaging import WeightAverage
 from ccsnet.checkpoint import BEST, LAST, Checkpoint, ClassInfo
+from ccsnet.compiled import check_compiler
 from ccsnet.config import RunConfig, to_json
 from ccsnet.data.loading import (
     Batch,
@@ -37,10 +38,7 @@ from ccsnet.optim import create_optimizer, set_lr
 from ccsnet.parallel import Processes, gradients_kept_back
 from ccsnet.pictures import MAX_PICTURES, validation_pictures
 from ccsnet.precision import Autocast, in_memory_order
-from ccsnet.preflight import (
-    check_compiler,
-    check_settings,
-)
+from ccsnet.preflight import check_settings
 from ccsnet.progress import Reporter, Silent
 from ccsnet.run_folder import (
     BEST_FILE,

@@ -1,6 +1,9 @@
 """What several test files share."""
 
+import inspect
 import signal
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +25,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # The maps of the tests are small: two threads that share a processor with other work wait for each
 # other and are many times slower than one.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _torch_functions_go_unchecked() -> None:
+    """torch asks `faster_kernels` about every function and attribute, also those of a check.
+
+    Checks of these calls' types took half of the time of some files; no tensors are among them.
+    """
+    from ccsnet.cpu_kernels import _Faster
+
+    _Faster.__torch_function__ = inspect.unwrap(_Faster.__torch_function__)
 
 
 class Run(NamedTuple):
@@ -50,3 +64,22 @@ def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     out = tmp_path_factory.mktemp("runs") / "shapes-ccs"
     config = tiny_config(shapes, steps=60, batch_size=4)
     return Run(out, shapes, config, train(config, out))
+
+
+@pytest.fixture
+def call(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command; returns its status and what it printed on both streams."""
+    from ccsnet import cli
+
+    # It prints warnings its own way, and keeps memory: both would last for all tests.
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: True)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run_command(*arguments: object) -> tuple[int, str, str]:
+        status = cli.run([str(argument) for argument in arguments])
+        return status, *capsys.readouterr()
+
+    return run_command

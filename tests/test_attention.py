@@ -15,7 +15,7 @@ from ccsnet.attention import (
 )
 from ccsnet.checkpoint import ClassInfo
 from ccsnet.errors import InputError
-from ccsnet.heads._base import HeadConfig
+from ccsnet.heads._base import CCSVariant, HeadConfig
 from ccsnet.predict import Predictor
 from ccsnet.segmenter import ModelConfig, create_segmenter
 from tests.shapes import BACKBONE
@@ -25,11 +25,10 @@ PAINTS = tuple((40 * i, 255 - 40 * i, 90) for i in range(5))
 TOP_K = 3
 
 
-def make_predictor(head: str = "ccs") -> Predictor:
+def make_predictor(head: str = "ccs", **variant: object) -> Predictor:
     torch.manual_seed(0)
-    config = ModelConfig(
-        backbone=BACKBONE, head=head, head_config=HeadConfig(dim=16, coarse_dim=16, top_k=TOP_K)
-    )
+    settings = HeadConfig(dim=16, coarse_dim=16, top_k=TOP_K, variant=CCSVariant(**variant))
+    config = ModelConfig(backbone=BACKBONE, head=head, head_config=settings)
     model = create_segmenter(config, num_classes=len(NAMES)).eval()
     for module in model.head.modules():  # So that classes and places differ.
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -228,3 +227,83 @@ def test_other_heads_are_refused():
     other = make_predictor("segformer")
     with pytest.raises(InputError, match="models with the head ccs; this one has SegFormer"):
         inspect.unwrap(attention_head)(other)
+
+
+# Variants of the head
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"projections": "separate", "attending": (8, 32)},
+        {"centre_temperature": "learned", "coarse_bias": "learned"},
+        {"attention_heads": 4, "coarse_bias": "fixed", "coarse_gradient": "stopped"},
+        {"attention_rounds": 2, "centre_loss_weight": 0.1},
+    ],
+    ids=lambda v: "+".join(v),
+)
+def test_variants_by_a_literal_computation(variant, picture):
+    predictor = make_predictor(**variant)
+    head = predictor.model.head
+    with torch.no_grad():
+        for name, parameter in head.named_parameters():
+            if name.endswith(("log_sharpness", "bias_scale")):
+                parameter.fill_(0.7)
+    found = attention_of(predictor, picture)
+    seen = {}
+    hook = head.register_forward_pre_hook(lambda _, given: seen.update(features=given[0]))
+    attention_of(predictor, picture)
+    hook.remove()
+    features = seen["features"]
+    sharp = np.exp(0.7) if "centre_temperature" in variant else 1.0
+    heads = variant.get("attention_heads", 1)
+    scale = {"learned": 0.7, "fixed": 1.0}.get(variant.get("coarse_bias", "none"), 0.0)
+    stages = [
+        i for i, s in enumerate((4, 8, 16, 32)) if s in variant.get("attending", (4, 8, 16, 32))
+    ]
+    on_c4 = torch.nn.functional.interpolate(
+        found.coarse[None], size=features[3].shape[-2:], mode="bilinear", align_corners=False
+    )[0]
+    sources = (on_c4 * sharp).flatten(1).softmax(1)
+    torch.testing.assert_close(found.sources.flatten(1), sources)
+    log_probs = found.coarse.log_softmax(0)
+    h, w = found.coarse.shape[1:]
+    assert len(found.reads) == len(stages)
+    with torch.no_grad():
+        centres = sources @ features[3][0].flatten(1).T
+        for number, reads in zip(stages, found.reads, strict=True):
+            stage = head.stages[number]
+            keys = (head.key or stage.key)(centres)
+            query = stage.query(features[number])
+            rows, columns = reads.shape[:2]
+            if number == 3:
+                query = torch.nn.functional.interpolate(
+                    query, size=(rows, columns), mode="bilinear", align_corners=False
+                )
+            for y in range(0, rows, 3):
+                for x in range(0, columns, 5):
+                    i, j = y * h // rows, x * w // columns
+                    expected = torch.zeros(len(NAMES))
+                    for part in torch.arange(16).chunk(heads):
+                        scores = keys[:, part] @ query[0, part, y, x] / len(part) ** 0.5
+                        scores = scores + scale * log_probs[:, i, j]
+                        scores[~found.relevant[:, i, j]] = -torch.inf
+                        expected += scores.softmax(0) / heads
+                    torch.testing.assert_close(reads[y, x], expected, rtol=1e-3, atol=1e-5)
+    names = relevant_picture(picture, found, NAMES, PAINTS)
+    assert names.ndim == 3
+    torch.testing.assert_close(found.seen_from(5, 7).sum(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    ("variant", "named"),
+    [
+        ({"centres": "c3+c4"}, r"centres='c3\+c4'"),
+        ({"centres": "own", "projections": "separate"}, "centres='own'"),
+        ({"centres_per_class": 2}, "centres_per_class=2"),
+        ({"attending": ()}, r"attending=\(\)"),
+    ],
+)
+def test_variants_that_cannot_be_shown(variant, named):
+    with pytest.raises(InputError, match=f"cannot be shown of a model with {named}"):
+        attention_head(make_predictor(**variant))

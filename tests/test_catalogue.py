@@ -185,7 +185,7 @@ def test_columns_stand_below_each_other(folder, measured):
 
 def test_another_machine_measures_anew(folder, measured, monkeypatch):
     list(catalogue.backbone_lines("resnet18"))
-    monkeypatch.setattr(catalogue, "processor", lambda: "another")
+    monkeypatch.setattr("ccsnet.machine.processor", lambda: "another")
     list(catalogue.backbone_lines("resnet18"))
     assert measured == ["resnet18"] * 2
     assert len(json.loads((folder / "backbones.json").read_text())) == 2

@@ -21,29 +21,9 @@ from ccsnet.runlog import LOG_FILE, read_log
 from tests.shapes import OPTIONS, YAML, make_shapes
 
 
-@pytest.fixture(autouse=True)
-def _warnings_stay_errors(monkeypatch):
-    """`cli.run` prints warnings its own way; that ends with the test."""
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    monkeypatch.setattr(cli, "keep_freed_memory", lambda: True)  # It would last for all tests.
-    monkeypatch.setenv("COLUMNS", "200")
-
-
 @pytest.fixture
 def data(tmp_path):
     return make_shapes(tmp_path / "shapes", train=4, val=2)
-
-
-@pytest.fixture
-def call(capsys):
-    """Runs a command; returns its status and what it printed on both streams."""
-
-    def call(*arguments):
-        status = cli.run([str(a) for a in arguments])
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture

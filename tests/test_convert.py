@@ -2,7 +2,6 @@
 
 import os
 import re
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import ccsnet
-from ccsnet import cli
 from ccsnet.backbones._recognise import MIT_SIZES
 from ccsnet.backbones.mit import _create_mit
 from ccsnet.backbones.timm import create_backbone, timm
@@ -43,14 +41,6 @@ NARROW = {"mit_narrow": (6, 8, 10, 12), "mit_narrow_wide": (8, 8, 12, 16)}
 
 
 @pytest.fixture(autouse=True)
-def _quiet(monkeypatch):
-    """`cli.run` prints warnings its own way; that and the memory setting end with the test."""
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    monkeypatch.setattr(cli, "keep_freed_memory", lambda: True)
-    monkeypatch.setenv("COLUMNS", "200")
-
-
-@pytest.fixture(autouse=True)
 def _narrow(monkeypatch):
     """timm knows the narrow transformers for the time of a test."""
 
@@ -72,18 +62,6 @@ def _narrow(monkeypatch):
 def _built_in(monkeypatch):
     """The data sets of today: one to come may have as many classes as one of them."""
     monkeypatch.setattr("ccsnet.convert.plugin_names", lambda _: ["ade20k", "cityscapes"])
-
-
-@pytest.fixture
-def call(capsys):
-    """Runs a command; returns its status and what it printed on both streams."""
-
-    def call(*arguments):
-        status = cli.run([str(a) for a in arguments])
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture

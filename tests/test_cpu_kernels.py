@@ -1,5 +1,8 @@
 """Linear layers, 1x1 convolutions and attention for processors, against torch's own."""
 
+import contextlib
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +11,7 @@ from hypothesis import strategies as st
 
 from ccsnet import cpu_kernels
 from ccsnet.cpu_kernels import faster_kernels
+from ccsnet.heads._base import HeadConfig
 from ccsnet.precision import has_bf16
 from ccsnet.segmenter import ModelConfig, create_segmenter
 
@@ -111,6 +115,57 @@ def test_a_vector_and_nothing_at_all(shape):
     assert torch.equal(got, expected)
 
 
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+
+
+def attention_is_torchs(query, key, value, **options):
+    expected, got = both(F.scaled_dot_product_attention, query, key, value, **options)
+    assert got.shape == expected.shape
+    assert got.dtype == expected.dtype
+    tolerance = 1e-5 if got.dtype == torch.float32 else 8 * LEAST_BF16
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+
+
+@DTYPES
+def test_a_scale_of_zero_is_no_scale_left_out(dtype):
+    """All keys count alike then."""
+    query, key, value = (5 * torch.randn(2, 3, n, 4).to(dtype) for n in (5, 7, 7))
+    attention_is_torchs(query, key, value, scale=0.0)
+
+
+@DTYPES
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("images", "queries", "keys"), [(0, 5, 7), (2, 0, 7), (2, 5, 0), (0, 0, 7), (2, 0, 0)]
+)
+def test_attention_of_nothing(images, queries, keys, masked, dtype):
+    query, key, value = (torch.randn(images, 3, n, 4).to(dtype) for n in (queries, keys, keys))
+    mask = torch.ones(queries, keys, dtype=torch.bool) if masked else None
+    attention_is_torchs(query, key, value, attn_mask=mask)
+
+
+@DTYPES
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((2, 3), (1, 3), (1, 3)),
+        ((2, 3), (2, 1), (2, 1)),
+        ((1, 3), (2, 3), (2, 3)),
+        ((2, 1), (1, 3), (2, 3)),
+        ((2, 3), (3,), (3,)),
+        ((2, 3), (2, 3), (1, 1)),
+    ],
+)
+def test_batches_that_are_shared(shapes, masked, dtype):
+    """Of one image for all, of one head for all, and of no images at all."""
+    query, key, value = (
+        torch.randn(*batch, n, 4).to(dtype) for batch, n in zip(shapes, (5, 7, 7), strict=True)
+    )
+    mask = torch.rand(2, 3, 5, 7) < 0.6 if masked else None
+    attention_is_torchs(query, key, value, attn_mask=mask)
+
+
 def test_what_is_no_number_stays_so():
     query = torch.full((1, 1, 2, 4), torch.nan)
     key = value = torch.ones(1, 1, 3, 4)
@@ -118,15 +173,101 @@ def test_what_is_no_number_stays_so():
     assert got.isnan().all()
 
 
-def test_gradients_are_torchs(used):
-    weight = torch.randn(3, 4, requires_grad=True)
-    image = torch.randn(2, 4)
+def gradients(function, *tensors):
+    """The function's result and the gradients of a weighted sum of it, with and without them."""
+    tensors = [t.requires_grad_() for t in tensors]
+    found = []
+    for context in (contextlib.nullcontext(), faster_kernels(CPU)):
+        with context:
+            result = function(*tensors)
+        weights = torch.linspace(-1, 1, result.numel()).view(result.shape)
+        # Going backward no context is needed.
+        found.append((result, *torch.autograd.grad(result, tensors, weights.to(result.dtype))))
+    return found
+
+
+@given(places=lengths, inputs=lengths, outputs=lengths, seed=seeds)
+def test_gradients_of_linear_and_convolution(places, inputs, outputs, seed):
+    torch.manual_seed(seed)
+    weight, bias = torch.randn(outputs, inputs), torch.randn(outputs)
+    cases = [
+        (F.linear, torch.randn(2, places, inputs), weight, bias),
+        (F.linear, torch.randn(places, inputs), weight),
+        (
+            F.conv2d,
+            torch.randn(2, inputs, places, 3).to(memory_format=torch.channels_last),
+            weight[:, :, None, None].clone(),
+            bias.clone(),
+        ),
+    ]
+    for function, *tensors in cases:
+        for expected, got in zip(*gradients(function, *tensors), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@given(
+    heads=st.integers(1, 3),
+    queries=lengths,
+    keys=lengths,
+    dim=st.integers(3, 9),
+    masked=st.booleans(),
+    seed=seeds,
+)
+def test_gradients_of_attention(heads, queries, keys, dim, masked, seed):
+    torch.manual_seed(seed)
+    mask = torch.rand(2, 1, queries, keys) < 0.6 if masked else None
+    if mask is not None:
+        mask[..., 0, :] = False  # A place that may read from nothing.
+    tensors = [torch.randn(2, heads, n, dim) for n in (queries, keys, keys)]
+    plain, faster = gradients(partial(F.scaled_dot_product_attention, attn_mask=mask), *tensors)
+    for expected, got in zip(plain, faster, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_of_long_sequences_are_not_kept(used):
+    """With a backward pass to come they would be; torch's own kernel computes them again."""
+    query = torch.randn(1, 1, 80, 4, requires_grad=True)
     with faster_kernels(CPU):
-        loss = F.linear(image, weight).sum()
-        loss = loss + F.scaled_dot_product_attention(weight[None], weight[None], weight[None]).sum()
-    loss.backward()
-    assert weight.grad is not None
+        F.scaled_dot_product_attention(query, query, query)
+        assert used == []
+        F.scaled_dot_product_attention(query[..., :16, :], query[..., :16, :], query[..., :16, :])
+        assert used == ["_attention"]
+
+
+@pytest.mark.parametrize("head", ["ccs", "segformer"])
+def test_a_training_step(used, head):
+    torch.manual_seed(0)
+    # All classes relevant: of nearly equal scores rounding would choose.
+    settings = HeadConfig(top_k=21)
+    config = ModelConfig(backbone="mit_b0", head=head, head_config=settings, drop_path=0.0)
+    model = create_segmenter(config, num_classes=21).train()
+    image = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+
+    def step(context, half):
+        model.zero_grad()
+        torch.manual_seed(1)  # Dropout.
+        with context, torch.autocast("cpu", torch.bfloat16, enabled=half):
+            output = model(image)
+        output.logits.float().square().mean().backward()
+        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+    expected = step(contextlib.nullcontext(), half=False)
     assert used == []
+    got = step(faster_kernels(CPU), half=False)
+    assert {"_linear", "_attention"} <= set(used)
+    assert set(got) == set(expected)
+    largest = max(gradient.abs().max() for gradient in expected.values())
+    for name, gradient in expected.items():
+        # Before a batch norm a bias has none: what is there is rounding.
+        allowed = 1e-3 * gradient.abs().max() + 1e-5 * largest
+        assert (got[name] - gradient).abs().max() <= allowed, name
+
+    def distance(gradients):
+        return sum((gradients[name] - expected[name]).square().sum() for name in expected) ** 0.5
+
+    plain, got = step(contextlib.nullcontext(), half=True), step(faster_kernels(CPU), half=True)
+    # No further from float32 than torch's own are.
+    assert distance(got) < 1.5 * distance(plain)
 
 
 @pytest.mark.parametrize("head", ["ccs", "segformer"])

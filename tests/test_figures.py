@@ -5,7 +5,6 @@ import io
 import json
 import math
 import re
-import warnings
 
 import cv2
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 from PIL import Image
 
 import ccsnet
-from ccsnet import cli, evaluate, figures
+from ccsnet import evaluate, figures
 from ccsnet.datasets._folder import read_spec
 from ccsnet.errors import InputError
 from ccsnet.evaluate import Evaluation
@@ -26,18 +25,6 @@ FILES = {
     *("evaluation.json", "evaluation.html", "classes.csv", "images.csv"),
     *("confusion.csv", "confusion.png"),
 }
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    def run_command(*arguments):
-        status = cli.run([str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    monkeypatch.setattr(cli, "keep_freed_memory", lambda: True)
-    monkeypatch.setenv("COLUMNS", "200")
-    return run_command
 
 
 def rows_of(text):
@@ -111,6 +98,16 @@ def test_the_files_hold_what_predict_gets_wrong(call, run, tmp_path):
             assert stored["iou"].get(name) == (None if one is None else pytest.approx(one, 1e-4))
         assert (stored["image"], stored["pixels"]) == (row["image"], int(row["pixels"]))
         assert stored["miou"] == number(row["miou"])
+        valid = label != IGNORED
+        counts = {
+            name: [
+                int(((label == c) & (prediction == c)).sum()),
+                int((label == c).sum()),
+                int(((prediction == c) & valid).sum()),
+            ]
+            for c, name in enumerate(CLASSES)
+        }
+        assert stored["counts"] == {name: n for name, n in counts.items() if any(n)}
     mious = [number(row["miou"]) for row in images]
     assert mious == sorted(mious)
 
@@ -217,7 +214,7 @@ def test_images_of_one_name_and_without_a_pixel(measured):
     assert [row.miou for row in rows] == [miou for _, miou in measured.per_image]
     assert rows[2].to_dict(measured.metrics.classes) == {
         **{"image": "one", "pixels": 1, "miou": 1.0, "mean_dice": 1.0, "mean_accuracy": 1.0},
-        **{"pixel_accuracy": 1.0, "iou": {"sky": 1.0}},
+        **{"pixel_accuracy": 1.0, "iou": {"sky": 1.0}, "counts": {"sky": [1, 1, 1]}},
     }
     lines = figures.images_csv(measured).splitlines()
     assert lines[0].endswith('iou sky,"iou =road, wet"')

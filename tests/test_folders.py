@@ -30,6 +30,7 @@ from ccsnet.predict import PredictConfig, Prediction, Predictor
 from ccsnet.progress import Silent
 from ccsnet.walk import Found, walk_images
 from tests import processes
+from tests.notes import Notes
 from tests.shapes import CLASSES, COLOURS
 
 INFO = ClassInfo(dataset="shapes", classes=CLASSES, colours=COLOURS)
@@ -429,16 +430,6 @@ def test_torchrun_does_not_replace(run, tmp_path, monkeypatch, capsys):
     command = ["predict", str(run.out), str(run.data), "--out", str(tmp_path), "--overwrite"]
     assert call(command) == 2
     assert "error in process 1: Under torchrun nothing is replaced" in capsys.readouterr().err
-
-
-class Notes(Silent):
-    """Keeps what it is told."""
-
-    def __init__(self):
-        self.notes = []
-
-    def note(self, text):
-        self.notes.append(text)
 
 
 def test_a_claim_on_what_is_finished_goes_with_its_process(tmp_path):

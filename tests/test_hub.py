@@ -1,4 +1,5 @@
 import base64
+import contextlib
 import hashlib
 import http.server
 import json
@@ -121,18 +122,24 @@ def point_at(address, monkeypatch, folder):
     monkeypatch.chdir(folder)
 
 
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    found = Hub({}, [])
-    handler = type("Handler", (Handler,), {"hub": found})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+@contextlib.contextmanager
+def served(hub, handler, monkeypatch, folder):
+    """A hub that answers by a handler, and that the hub's clients are pointed at."""
+    bound = type("Bound", (handler,), {"hub": hub})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), bound)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
-    point_at(f"http://127.0.0.1:{server.server_port}", monkeypatch, tmp_path)
-    yield found
+    point_at(f"http://127.0.0.1:{server.server_port}", monkeypatch, folder)
+    yield hub
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with served(Hub({}, []), Handler, monkeypatch, tmp_path) as found:
+        yield found
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import ccsnet
-from ccsnet import inference
+from ccsnet import inference, trial
 from ccsnet.checkpoint import load_model, read_checkpoint, save_checkpoint
 from ccsnet.cpu_kernels import faster_kernels
 from ccsnet.data.loading import open_dataset
@@ -75,7 +74,11 @@ def both_ways(run, models, config, sides=(None, None), tested_in=None):
 
 @pytest.mark.parametrize(
     ("window", "scales", "flip", "num"),
-    list(itertools.product((None, 0, 64), ((1.0,), (0.75, 1.5)), (False, True), (1, 2))),
+    [
+        # Every second one is fast: all pairs of values are among them.
+        pytest.param(*mode, marks=[pytest.mark.slow] * ((len(mode[1]) + sum(mode[2:])) % 2))
+        for mode in itertools.product((None, 0, 64), ((1.0,), (0.75, 1.5)), (False, True), (1, 2))
+    ],
 )
 def test_what_is_measured_is_what_is_predicted(run, models, window, scales, flip, num):
     config = PredictConfig(window=window, scales=scales, flip=flip, batch_size=1)
@@ -392,10 +395,16 @@ def test_bf16_labels_are_nearly_the_same(run, models):
 
 
 @pytest.mark.parametrize("has", [False, True])
-def test_auto_takes_bf16_where_the_device_has_it(models, monkeypatch, has):
-    monkeypatch.setattr(inference, "has_bf16", lambda _: has)
-    grid = pipeline_of(models[:1], precision="auto").scores([random_image(64, 64)])
+def test_auto_takes_bf16_where_the_device_has_it_and_it_is_faster(
+    models, monkeypatch, tmp_path, has
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(trial, "has_bf16", lambda _: has)
+    monkeypatch.setattr(trial, "_measure", lambda modes, *_: (modes[-1], "tried: 1 ms"))
+    pipeline = pipeline_of(models[:1], precision="auto")
+    grid = pipeline.scores([random_image(64, 64)])
     assert grid.values.dtype == (torch.bfloat16 if has else torch.float32)
+    assert (tmp_path / "ccsnet" / "trials.json").exists() == has
 
 
 def test_neighbours_of_one_size_are_labelled_together(run, models):
@@ -440,20 +449,6 @@ def test_windows_of_all_passes_are_told(run, models):
 
 
 # The command line
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    from ccsnet import cli
-
-    def run_command(*arguments):
-        status = cli.run([str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    monkeypatch.setattr(cli, "keep_freed_memory", lambda: True)
-    monkeypatch.setenv("COLUMNS", "200")
-    return run_command
 
 
 MODES = ("--scales", "0.75", "1.25", "--flip", "--window", "64", "--overlap", "0.5")

@@ -90,7 +90,7 @@ def kill_and_resume(shapes: Path, out: Path, kills: int, *options: str) -> None:
     assert last.returncode == 0, last.stderr
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_any_moment(shapes, straight, tmp_path, kills):
     out = tmp_path / "run"
     kill_and_resume(shapes, out, kills)
@@ -105,13 +105,9 @@ def test_killed_while_workers_read(shapes, straight, tmp_path):
     ends_alike(tmp_path / "run", straight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "status"),
-    [
-        (signal.SIGTERM, 75),
-        pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
-    ],
+    ("number", "status"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
 )
 def test_a_schedulers_warning(shapes, straight, tmp_path, number, status):
     out = tmp_path / "run"

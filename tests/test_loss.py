@@ -281,6 +281,25 @@ def test_the_coarse_prediction_has_its_own_loss():
     assert list(SegmentationLoss("lovasz", "ce")(Output(logits), label)) == ["final"]
 
 
+def test_the_auxiliary_prediction_has_the_coarse_one_s_loss_and_its_own_weight():
+    logits, label = example(8)
+    coarse, auxiliary = torch.randn(2, 2, 3, 2, 2).unbind()
+    loss = SegmentationLoss("lovasz", "focal", coarse_weight=0.25, auxiliary_weight=0.1)
+    terms = loss(Output(logits, coarse, auxiliary), label)
+    assert list(terms) == ["final", "coarse", "auxiliary"]
+    expected = 0.1 * SegmentationLoss("focal")(Output(auxiliary), label)["final"]
+    assert terms["auxiliary"].item() == pytest.approx(expected.item())
+    without = loss(Output(logits, coarse), label)
+    assert [terms[name] for name in without] == list(without.values())
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["coarse_weight", "auxiliary_weight"])
+def test_weights_that_cannot_be(name, weight):
+    with pytest.raises(InputError, match=f"{name} is {weight}; it must be a number from 0 on"):
+        SegmentationLoss(**{name: weight})
+
+
 ALL = "+".join(plugin_names("ccsnet.losses"))
 
 
@@ -293,17 +312,21 @@ ALL = "+".join(plugin_names("ccsnet.losses"))
 def test_parts_with_the_whole_s_counts_add_up(seed, parts, weights):
     """Loss and gradients of a small network, with a part that has no valid pixel among them."""
     torch.manual_seed(seed)
-    network = torch.nn.Conv2d(2, 6, 3, padding=1)
+    network = torch.nn.Conv2d(2, 9, 3, padding=1)
     image = torch.randn(4, 2, 5, 7)
     label = torch.randint(3, (4, 10, 14))
     label[torch.rand(4, 10, 14) < torch.tensor([0.0, 0.5, 0.95, 1.0])[:, None, None]] = 255
     loss = SegmentationLoss(
-        ALL, "dice+ce", class_weights=None if weights is None else torch.tensor(weights)
+        ALL,
+        "dice+ce",
+        class_weights=None if weights is None else torch.tensor(weights),
+        auxiliary_weight=0.7,
     )
 
     def backward(image, label, counts) -> list[float]:
-        scores = network(image)
-        terms = loss(Output(scores[:, :3], F.avg_pool2d(scores[:, 3:], 2)), label, counts)
+        final, coarse, auxiliary = network(image).chunk(3, dim=1)
+        output = Output(final, F.avg_pool2d(coarse, 2), F.avg_pool2d(auxiliary, 3))
+        terms = loss(output, label, counts)
         torch.stack(list(terms.values())).sum().backward()
         return [term.item() for term in terms.values()]
 

@@ -1,9 +1,7 @@
 """`ccsnet push` against a hub on this machine: what it is asked, what it answers, what is said."""
 
-import http.server
 import io
 import json
-import threading
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -84,17 +82,9 @@ class Handler(test_hub.Handler):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    found = Hub({}, [], {}, {}, [])
-    handler = type("Bound", (Handler,), {"hub": found})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    test_hub.point_at(f"http://127.0.0.1:{server.server_port}", monkeypatch, tmp_path)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    yield found
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with test_hub.served(Hub({}, [], {}, {}, []), Handler, monkeypatch, tmp_path) as found:
+        yield found
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from ccsnet.rasters import RasterConfig, label_raster
 from ccsnet.rasters_passes import Plan, labelled_rows
 from ccsnet.segmenter import Segmenter, create_segmenter
 from ccsnet.sliding import sliding_label, stride_of
+from tests.notes import Notes
 from tests.shapes import CLASSES, COLOURS, scene, tiny_model
 
 rasterio = pytest.importorskip("rasterio")
@@ -267,17 +268,10 @@ def test_bands_in_the_models_order(predictor, tmp_path):
 
 
 def test_no_crs_and_no_place_at_all(predictor, tmp_path):
-    class Notes(rasters.Silent):
-        def __init__(self):
-            self.said = []
-
-        def note(self, text):
-            self.said.append(text)
-
     notes = Notes()
     path = write(tmp_path / "scene.tif", picture((80, 60)), crs=None)
     made = label_raster(predictor, path, tmp_path / "labels.tif", SMALL, reporter=notes)
-    assert "has no coordinate system" in notes.said[0]
+    assert "has no coordinate system" in notes.notes[0]
     with rasterio.open(made.labels) as source:
         assert (source.crs, source.transform) == (None, NORTH_UP)
     with pytest.raises(InputError, match="does not say where on Earth"):

@@ -1,12 +1,13 @@
 """A scene gets the labels that `predict` gives the same image, whatever the settings."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from ccsnet import rasters_memory, rasters_parts, rasters_passes
-from ccsnet.checkpoint import ClassInfo
 from ccsnet.cli import run as run_command
 from ccsnet.data.transforms import resize_image
 from ccsnet.errors import InputError, NotFiniteError
@@ -15,11 +16,16 @@ from ccsnet.progress import Silent
 from ccsnet.rasters import RasterConfig, label_raster
 from ccsnet.rasters_resize import resized_part, under
 from ccsnet.segmenter import create_segmenter
-from tests.shapes import CLASSES, COLOURS, scene, tiny_model
+from tests.shapes import scene, tiny_model
 
 rasterio = pytest.importorskip("rasterio")
 pytest.importorskip("shapely")
 
+from tests import test_rasters  # noqa: E402
+from tests.test_rasters import info  # noqa: E402
+from tests.test_rasters import read as labels_of  # noqa: E402
+
+write = partial(test_rasters.write, photometric="rgb")
 SLOW = pytest.mark.slow
 SIZES = (
     pytest.param((160, 128), marks=SLOW, id="multiples of 32"),
@@ -57,35 +63,9 @@ def networks():
     return made
 
 
-def info(**more):
-    return ClassInfo(dataset="made", classes=CLASSES, colours=COLOURS, channels=3, **more)
-
-
-def write(path, pixels):
-    with rasterio.open(
-        path,
-        "w",
-        driver="GTiff",
-        height=pixels.shape[0],
-        width=pixels.shape[1],
-        count=3,
-        dtype=pixels.dtype,
-        crs="EPSG:32633",
-        transform=rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 5_400_000),
-        photometric="rgb",
-    ) as target:
-        target.write(pixels.transpose(2, 0, 1))
-    return path
-
-
 def picture(size, kind=np.uint8):
     pixels = scene(np.random.default_rng(sum(size)), size)[0]
     return pixels if kind == np.uint8 else pixels.astype(kind) * 200
-
-
-def labels_of(path):
-    with rasterio.open(path) as source:
-        return source.read(1)
 
 
 def both(predictor, folder, pixels, **mode):

@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 from ccsnet.averaging import WeightAverage
 from ccsnet.backbones.timm import create_backbone
 from ccsnet.batch_norm import synchronise
-from ccsnet.heads._base import HeadConfig
+from ccsnet.heads._base import CCSVariant, HeadConfig
 from ccsnet.optim import OptimConfig, create_optimizer
 from ccsnet.optimizer_state import REST, restore_state, state_tensors
 from ccsnet.segmenter import ModelConfig, Segmenter, create_segmenter
@@ -18,12 +18,23 @@ from tests.processes import in_processes
 
 NUM = 2
 TOLERANCE = 1e-6
+VARIANT = CCSVariant(
+    projections="separate",
+    centres="c3+c4",
+    coarse_bias="learned",
+    attention_heads=2,
+    centre_temperature="learned",
+    centres_per_class=2,
+    attention_rounds=2,
+    centre_loss_weight=0.1,
+)
 VIT, CONV = "test_vit", "test_efficientnet"
 CASES = {
     "transformer, sgd": (VIT, "ccs", "sgd", {}),
 }
 MORE_CASES = {
     "convolutions, adamw": (CONV, "ccs", "adamw", {}),
+    "all variants of ccs": (CONV, "ccs", "sgd", {"variant": VARIANT}),
     "transformer, adamw": (VIT, "ccs", "adamw", {"frozen_stages": 2}),
     **{head: (CONV, head, "sgd", {}) for head in ("segformer_mmseg", "smp.UPerNet", "smp.Unet")},
     "mit": ("mit_b0", "segformer", "adamw", {}),
@@ -38,7 +49,8 @@ CHECKPOINTED = ("transformer, adamw", "mit", "resnet")
 
 def made(backbone: str, head: str = "ccs", **settings) -> Segmenter:
     torch.manual_seed(0)
-    head_config = HeadConfig(dim=16, coarse_dim=16, top_k=2, dropout=0.0)
+    variant = settings.pop("variant", CCSVariant())
+    head_config = HeadConfig(dim=16, coarse_dim=16, top_k=2, dropout=0.0, variant=variant)
     config = ModelConfig(
         backbone=backbone, head=head, head_config=head_config, drop_path=0.0, **settings
     )

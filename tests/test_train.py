@@ -69,19 +69,24 @@ def test_the_stored_config_is_resolved(run):
     assert dataclasses.replace(stored, train=run.config.train) == run.config
 
 
-def test_auto_precision_is_tried_and_noted(shapes, tmp_path):
+def test_auto_precision_is_tried_and_noted_and_kept(shapes, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     notes = []
 
     class Listener(Silent):
         def note(self, text):
             notes.append(text)
 
-    train(tiny_config(shapes, steps=1, precision="auto"), tmp_path / "run", reporter=Listener())
+    config = tiny_config(shapes, steps=1, precision="auto")
+    train(config, tmp_path / "run", reporter=Listener())
     stored = from_json(RunConfig, (tmp_path / "run" / "config.json").read_text())
     assert stored.train.precision in ("float32", "bf16")
     assert isinstance(stored.train.channels_last, bool)
     assert notes[-1].startswith(f"Precision {stored.train.precision}")
-    assert "tried: float32" in notes[-1]
+    assert "(tried: float32" in notes[-1]
+    train(config, tmp_path / "again", reporter=Listener())
+    assert "(kept from an earlier trial; delete" in notes[-1]
+    assert from_json(RunConfig, (tmp_path / "again" / "config.json").read_text()) == stored
 
 
 def test_seeds_decide_everything(shapes, tmp_path):

@@ -14,7 +14,7 @@ from ccsnet.errors import InputError
 from ccsnet.evaluate import Evaluation
 from ccsnet.metrics import Metrics
 from ccsnet.optim import OptimConfig, parameter_groups
-from ccsnet.preflight import check_compiler
+from ccsnet.compiled import check_compiler
 from ccsnet.progress import Silent
 from ccsnet.run_folder import kept
 from ccsnet.runlog import LOG_FILE, VALIDATION_FILE, read_log

@@ -59,6 +59,7 @@ def flat(random, shape):
 
 
 KINDS = [ordinary, tied, tied_and_rounded, one_step_apart, masked, half, flat]
+NINE_CLASSES = {"seed": 0, "batch": 1, "num": 9, "chunk_bytes": 2**21, "plain_classes": 0}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -73,36 +74,9 @@ KINDS = [ordinary, tied, tied_and_rounded, one_step_apart, masked, half, flat]
     chunk_bytes=st.sampled_from([3000, 2**21]),
     plain_classes=st.sampled_from([0, 24]),
 )
-@example(
-    seed=0,
-    batch=1,
-    num=9,
-    grid=(32, 32),
-    size=(128, 128),
-    last=True,
-    chunk_bytes=2**21,
-    plain_classes=0,
-)
-@example(
-    seed=0,
-    batch=1,
-    num=9,
-    grid=(13, 40),
-    size=(141, 137),
-    last=False,
-    chunk_bytes=2**21,
-    plain_classes=0,
-)
-@example(
-    seed=0,
-    batch=1,
-    num=9,
-    grid=(1, 2),
-    size=(1, 150),
-    last=False,
-    chunk_bytes=2**21,
-    plain_classes=0,
-)
+@example(**NINE_CLASSES, grid=(32, 32), size=(128, 128), last=True)
+@example(**NINE_CLASSES, grid=(13, 40), size=(141, 137), last=False)
+@example(**NINE_CLASSES, grid=(1, 2), size=(1, 150), last=False)
 def test_equals_interpolation_then_argmax(
     kind, seed, batch, num, grid, size, last, chunk_bytes, plain_classes
 ):

@@ -19,9 +19,9 @@ from ccsnet.errors import InputError
 from ccsnet.grid import ScoreGrid
 from ccsnet.heads._base import Output
 from ccsnet.predict import Predictor
-from ccsnet.progress import Silent
 from ccsnet.segmenter import Segmenter
 from ccsnet.video import CODECS, Smoother, label_video
+from tests.notes import Notes
 from tests.shapes import CLASSES, COLOURS, scene
 
 SIZE = (72, 96)
@@ -49,16 +49,6 @@ def frames_of(path):
     rate = capture.get(cv2.CAP_PROP_FPS)
     capture.release()
     return found, rate
-
-
-class Notes(Silent):
-    """Keeps what it is told."""
-
-    def __init__(self):
-        self.notes = []
-
-    def note(self, text):
-        self.notes.append(text)
 
 
 class Flickers(Segmenter):

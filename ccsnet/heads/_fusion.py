@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -45,5 +46,6 @@ class Fusion(nn.Module):
             product = products.pop()
             while products and products[-1].shape == product.shape:
                 product = product + products.pop()
-            fused += resize(product, size)
+            product = resize(product, size)
+            fused = fused + product if torch.is_grad_enabled() else fused.add_(product)
         return F.relu_(fused if bias is not None else self.norm(fused))

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ccsnet.heads._base import (
+    CCSVariant,
     HeadConfig,
     Output,
     channels_last,
@@ -21,47 +22,13 @@ from ccsnet.heads._base import (
     norm_as_affine,
     resize,
 )
+from ccsnet.heads._ccs_variant import CCSVariantHead
+from ccsnet.heads._classes import STRIDE_16, class_centres, relevant_classes, window_of
 from ccsnet.heads._foreign import HeadLayout, config_of, fill_head, num_classes_of
 from ccsnet.heads._fusion import Fusion
 from ccsnet.heads.fcn import FCN
 
-# B images, N classes, C channels of the coarsest map, D width of the head;
-# (h, w) the grid of stride 16, (H, W) the grid of any stage.
-
-STRIDE_16 = 2  # Position among the four maps of the one that the coarse head sees.
-
-
-def class_centres(
-    coarse: Float[Tensor, "B N h w"], features: Float[Tensor, "B C H W"]
-) -> Float[Tensor, "B N C"]:
-    """One feature vector per class: the mean of `features`, weighted by where the class is likely.
-
-    The weights are a softmax over space, not over classes, of the coarse logits on the features'
-    grid.
-    """
-    weights = resize(coarse, (features.shape[-2], features.shape[-1])).flatten(2).softmax(-1)
-    return weights @ features.flatten(2).transpose(1, 2)
-
-
-def relevant_classes(coarse: Float[Tensor, "B N h w"], top_k: int) -> Bool[Tensor, "B N h w"]:
-    """True for the `top_k` best-scored classes of each location; for all of them if N is less."""
-    best = coarse.topk(min(top_k, coarse.shape[1]), dim=1).indices
-    # 1 for True: torch.jit takes numbers alone there.
-    return torch.zeros_like(coarse, dtype=torch.bool).scatter(1, best, 1)
-
-
-def window_of(cells: Float[Tensor, "B h w N"], size: tuple[int, int]) -> Float[Tensor, "B H W N"]:
-    """Give every place of a finer grid what belongs to the stride-16 cell that holds it.
-
-    Where the sizes divide evenly each cell serves a square window, as in the paper. Elsewhere a
-    place belongs to the cell over its top left corner. Integer arithmetic: no rounding.
-    """
-    for dim, length in ((1, size[0]), (2, size[1])):
-        number = cells.shape[dim]
-        if number != length:
-            index = torch.arange(length, device=cells.device) * number // length
-            cells = cells.index_select(dim, index)
-    return cells
+# B images, N classes, D width of the head; (h, w) the grid of stride 16, (H, W) of any stage.
 
 
 class ClassAttention(nn.Module):
@@ -117,7 +84,7 @@ class CCSHead(nn.Module):
     Args:
         channels: Widths of the four feature maps, strides 4, 8, 16, 32.
         num_classes: N, at least 2.
-        config: Settings; `top_k`, `dim`, `coarse_dim` and `dropout` are all used.
+        config: Settings; all but `variant` are used, which `build` makes another head of.
     """
 
     def __init__(
@@ -155,7 +122,14 @@ class CCSHead(nn.Module):
         return Output(self.classifier(self.dropout(fused)), coarse)
 
 
-build = CCSHead
+def build(
+    channels: Sequence[int], num_classes: int, config: HeadConfig | None = None
+) -> CCSHead | CCSVariantHead:
+    """The paper's head, or the variant of it that the settings name."""
+    config = config or HeadConfig()
+    head = CCSHead if config.variant == CCSVariant() else CCSVariantHead
+    return head(channels, num_classes, config)
+
 
 RELEASE = HeadLayout(
     name="CCSNet's release",

@@ -14,7 +14,10 @@ from ccsnet.backbones.timm import backbone_names, create_backbone
 from ccsnet.errors import InputError
 
 STRIDES = (4, 8, 16, 32)
-SIZES = [(512, 512), (480, 640), (333, 500), (64, 96), (1, 1)]
+SIZES = [
+    pytest.param((512, 512), marks=pytest.mark.slow),
+    *((480, 640), (333, 500), (64, 96), (1, 1)),
+]
 # One of each kind; all others are slow.
 FAST = {
     "resnet18": (64, 128, 256, 512),

@@ -15,7 +15,10 @@ def raw_maps(backbone, image):
     return maps if backbone.channels_first else [m.movedim(-1, 1) for m in maps]
 
 
-@pytest.mark.parametrize("size", [(224, 224), (448, 448), (256, 320), (64, 96)])
+@pytest.mark.parametrize(
+    "size",
+    [(224, 224), pytest.param((448, 448), marks=pytest.mark.slow), (256, 320), (64, 96)],
+)
 def test_swin_is_what_timm_builds_for_that_size(size):
     torch.manual_seed(0)
     backbone = create_backbone("swin_tiny_patch4_window7_224").eval()

@@ -4,12 +4,30 @@ import pytest
 import torch
 
 import ccsnet.backbones  # noqa: F401  # Before smp: it makes torchvision importable.
-from ccsnet.heads._base import HeadConfig
+from ccsnet.heads._base import CCSVariant, HeadConfig
 from ccsnet.plugins import find_plugin, plugin_notes
 
 CHANNELS = (8, 12, 16, 20)
 STRIDES = (4, 8, 16, 32)
-HEADS = list(plugin_notes("ccsnet.heads"))
+VARIANTS = {
+    f"ccs {' '.join(f'{k}={v}' for k, v in settings.items())}": CCSVariant(**settings)
+    for settings in (
+        {"projections": "separate"},
+        {"centres": "c3+c4"},
+        {"centres": "own", "projections": "separate"},
+        {"attending": (8, 32)},
+        {"attending": ()},
+        {"coarse_gradient": "stopped"},
+        {"coarse_bias": "learned"},
+        {"coarse_bias": "fixed"},
+        {"attention_heads": 4},
+        {"centre_temperature": "learned"},
+        {"centres_per_class": 3},
+        {"attention_rounds": 2},
+        {"centre_loss_weight": 0.1},
+    )
+}
+HEADS = [*plugin_notes("ccsnet.heads"), *VARIANTS]
 FINER = {"smp.DPT": 2} | dict.fromkeys(
     ("smp.Linknet", "smp.MAnet", "smp.Unet", "smp.UnetPlusPlus"), 4
 )
@@ -22,8 +40,10 @@ CANCELLED = {"smp.PAN": ".conv.bias"}
 
 def build(name: str, num_classes: int = 5, channels: tuple[int, ...] = CHANNELS) -> torch.nn.Module:
     torch.manual_seed(0)
-    config = HeadConfig(dim=16, coarse_dim=16, top_k=3)
-    return find_plugin("ccsnet.heads", name, "build")(channels, num_classes, config)
+    variant = VARIANTS.get(name, CCSVariant())
+    config = HeadConfig(dim=16, coarse_dim=16, top_k=3, variant=variant)
+    head = "ccs" if name in VARIANTS else name
+    return find_plugin("ccsnet.heads", head, "build")(channels, num_classes, config)
 
 
 def features(
