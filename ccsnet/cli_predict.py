@@ -123,6 +123,10 @@ def _evaluate(run_name: str, options: EvaluateArguments, processes: "Processes |
         note=reporter.note,
     )
     share = (0, 1) if processes is None else (processes.rank, processes.num)
+    if processes is not None:  # All take the precision that the first one finds.
+        precision = processes.gather([pipeline.mode.precision])[0]
+        how = dataclasses.replace(options.how, precision=precision)
+        pipeline = dataclasses.replace(pipeline, config=how)
     samples = pipeline_samples(pipeline, spec, root, data, split, *share)
     reporter.start("evaluating", len(samples))
     measured = measure(

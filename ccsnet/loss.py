@@ -3,7 +3,7 @@
 import inspect
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,8 +12,7 @@ from torch import Tensor
 
 from ccsnet.errors import InputError, unknown_name
 from ccsnet.heads._base import Output, resize
-from ccsnet.losses._base import SMALLEST, Loss, total_weight
-from ccsnet.losses.ce import CrossEntropy
+from ccsnet.losses._base import SMALLEST, Loss
 from ccsnet.plugins import find_plugin, plugin_names
 
 # B images, N classes, T terms, (H, W) the label's grid, (h, w) the logits' grid.
@@ -225,13 +224,27 @@ class SegmentationLoss:
         label: Int[Tensor, "B H W"],
         counts: Float[Tensor, " T"],
     ) -> Float[Tensor, ""]:
-        full = _at_label(logits, label)
         losses = [
-            weight
-            * (loss.total(full, label, self.ignore_index, self.class_weights) / _divisor(count))
-            for (weight, loss), count in zip(terms, counts, strict=True)
+            weight * (total / _divisor(count))
+            for (weight, _), total, count in zip(
+                terms, self._totals(terms, logits, label), counts, strict=True
+            )
         ]
         return torch.stack(losses).sum()
+
+    def _totals(
+        self, terms: Sequence[tuple[float, Loss]], logits: Tensor, label: Tensor
+    ) -> Iterator[Tensor]:
+        full = None
+        for _, loss in terms:
+            upsampled_total = getattr(loss, "upsampled_total", None)
+            if upsampled_total is not None:
+                total = upsampled_total(logits, label, self.ignore_index, self.class_weights)
+                if total is not None:
+                    yield total
+                    continue
+            full = _at_label(logits, label) if full is None else full
+            yield loss.total(full, label, self.ignore_index, self.class_weights)
 
 
 def _build(text: str) -> list[tuple[float, Loss]]:
@@ -270,9 +283,8 @@ def cross_entropy(
     With class weights the mean is weighted: each pixel counts as its class does. A batch without
     a single valid pixel has loss 0, and gradient 0.
     """
-    full = _at_label(logits, label)
-    total = CrossEntropy().total(full, label, ignore_index, class_weights)
-    return total / _divisor(total_weight(label, ignore_index, class_weights))
+    loss = SegmentationLoss(ignore_index=ignore_index, class_weights=class_weights)
+    return loss(Output(logits), label)["final"]
 
 
 def segmentation_loss(

@@ -27,7 +27,9 @@ SMALLEST = 1e-6
 class Loss(Protocol):
     """A loss that is the same however a batch is split.
 
-    `ignores_class_weights = True` on a loss says that it has no use for them.
+    `ignores_class_weights = True` on a loss says that it has no use for them. One that can do
+    without the full-size map of logits has a method `upsampled_total` besides, with the arguments
+    of `total`, which gets the logits on their own grid; it may answer None.
     """
 
     def count(

@@ -10,8 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ccsnet.losses._base import MeanOverPixels, require
+from ccsnet.losses._upsampled import upsampled_cross_entropy
 
-# B images, N classes, (H, W) the label's grid.
+# B images, N classes, (H, W) the label's grid, (h, w) the logits' own.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,18 @@ class CrossEntropy(MeanOverPixels):
             reduction="sum",
             label_smoothing=self.label_smoothing,
         )
+
+    def upsampled_total(
+        self,
+        logits: Float[Tensor, "B N h w"],
+        label: Int[Tensor, "B H W"],
+        ignore_index: int,
+        class_weights: Float[Tensor, " N"] | None,
+    ) -> Float[Tensor, ""] | None:
+        """The total of logits on a coarser grid; None if it needs their full-size map."""
+        if self.label_smoothing or logits.shape[-2:] == label.shape[-2:]:
+            return None
+        return upsampled_cross_entropy(logits, label, ignore_index, class_weights)
 
 
 build = CrossEntropy
