@@ -1,6 +1,7 @@
 import inspect
 import re
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.profiler import ProfilerActivity, profile
 
 import ccsnet.loss
 from ccsnet.errors import InputError
@@ -18,8 +20,10 @@ from ccsnet.loss import (
     cross_entropy,
     parse_loss,
     segmentation_loss,
-    total_weight,
 )
+from ccsnet.losses import _upsampled
+from ccsnet.losses._base import total_weight
+from ccsnet.losses._upsampled import upsampled_cross_entropy
 from ccsnet.plugins import find_plugin, plugin_names
 
 
@@ -221,35 +225,88 @@ def test_a_loss_of_your_own(tmp_path, monkeypatch):
 # Both predictions
 
 
-def test_plain_cross_entropy_is_what_it_was_bit_by_bit():
-    """Written out, so that models trained before are trained the same."""
+def test_plain_cross_entropy_written_out():
+    """Of both predictions and their gradients, in double precision."""
     for weights in (None, torch.tensor([0.3, 1.7, 2.0])):
         final, label = example(5, size=(12, 20), ignored=0.2)
         coarse = torch.randn(2, 3, 3, 5)
-        results = []
-        for written_out in (True, False):
-            given = [x[:, :, ::2, ::2].clone().requires_grad_() for x in (final, coarse)]
-            if written_out:
-                terms = []
-                for x, factor in zip(given, (None, 0.4), strict=True):
-                    full = F.interpolate(x, size=(12, 20), mode="bilinear", align_corners=False)
-                    total = F.cross_entropy(
-                        full, label, weight=weights, ignore_index=255, reduction="sum"
-                    )
-                    valid = label != 255
-                    count = valid.sum().float()
-                    if weights is not None:
-                        count = weights[label.where(valid, 0)].where(valid, 0).sum()
-                    term = total / count.clamp(min=1e-6)
-                    terms.append(term if factor is None else factor * term)
-            else:
-                terms = list(
-                    SegmentationLoss(class_weights=weights)(Output(*given), label).values()
-                )
-            torch.stack(terms).sum().backward()
-            results.append([*(t.detach() for t in terms), *(x.grad for x in given)])
-        for before, now in zip(*results, strict=True):
-            assert torch.equal(before, now)
+        maps = [x[:, :, ::2, ::2].clone().requires_grad_() for x in (final, coarse)]
+        terms = list(SegmentationLoss(class_weights=weights)(Output(*maps), label).values())
+        torch.stack(terms).sum().backward()
+        exact = [x.detach().double().requires_grad_() for x in maps]
+        expected = []
+        for x, factor in zip(exact, (1, 0.4), strict=True):
+            full = F.interpolate(x, size=(12, 20), mode="bilinear", align_corners=False)
+            double = None if weights is None else weights.double()
+            expected.append(factor * F.cross_entropy(full, label, double, ignore_index=255))
+        torch.stack(expected).sum().backward()
+        for got, wanted in zip(
+            [*terms, *(x.grad for x in maps)], [*expected, *(x.grad for x in exact)], strict=True
+        ):
+            torch.testing.assert_close(got.double(), wanted, rtol=2e-6, atol=2e-8)
+
+
+@given(
+    grid=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    size=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    num_classes=st.integers(2, 5),
+    ignored=st.sampled_from([0.0, 0.3, 1.0]),
+    weighted=st.booleans(),
+    last=st.booleans(),
+    strip=st.sampled_from([1, 300, 2**20]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_cross_entropy_without_the_full_size_map(
+    grid, size, num_classes, ignored, weighted, last, strip, seed
+):
+    """Whatever the sizes, memory order and strips: torch's, of the resized logits."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(2, num_classes, *grid, generator=generator)
+    label = torch.randint(num_classes, (2, *size), generator=generator)
+    label[torch.rand(label.shape, generator=generator) < ignored] = 255
+    weights = torch.rand(num_classes, generator=generator) if weighted else None
+    exact = logits.double().requires_grad_()
+    full = F.interpolate(exact, size=size, mode="bilinear", align_corners=False)
+    double = None if weights is None else weights.double()
+    expected = F.cross_entropy(full, label, double, ignore_index=255, reduction="sum")
+    order = torch.channels_last if last else torch.contiguous_format
+    mine = logits.to(memory_format=order).requires_grad_()
+    with mock.patch.dict(_upsampled.STRIP, cpu=strip):
+        got = upsampled_cross_entropy(mine, label, 255, weights)
+    torch.testing.assert_close(got.double(), expected, rtol=3e-6, atol=1e-5)
+    with torch.no_grad():
+        assert upsampled_cross_entropy(mine, label, 255, weights) == got or strip < 2**20
+    (3 * got).backward()
+    (3 * expected).backward()
+    assert mine.grad is not None
+    assert exact.grad is not None
+    torch.testing.assert_close(mine.grad.double(), exact.grad, rtol=1e-5, atol=2e-5)
+
+
+def test_a_loss_without_the_full_size_map_takes_no_full_size_memory():
+    logits = torch.randn(1, 150, 32, 32, requires_grad=True)
+    label = torch.randint(150, (1, 256, 256))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        upsampled_cross_entropy(logits, label, 255).backward()
+    largest = max(event.self_cpu_memory_usage for event in recorded.events())
+    assert 0 < largest < 150 * 256 * 256 * 4 / 2
+
+
+def test_what_is_no_number_counts_only_where_it_stands():
+    logits = torch.zeros(1, 3, 4, 4)
+    logits[..., 3, 3] = torch.nan
+    label = torch.zeros(1, 16, 16, dtype=torch.long)
+    assert upsampled_cross_entropy(logits, label, 255).isnan()
+    label[:, 9:] = 255
+    label[:, :, 9:] = 255
+    assert upsampled_cross_entropy(logits, label, 255).item() == pytest.approx(81 * np.log(3))
+
+
+@pytest.mark.parametrize("wrong", [3, -1])
+def test_a_class_that_logits_have_not_is_told(wrong):
+    label = torch.full((1, 8, 8), wrong)
+    with pytest.raises(IndexError, match=f"the class {wrong} of 3"):
+        upsampled_cross_entropy(torch.zeros(1, 3, 2, 2), label, 255)
 
 
 def test_terms_are_weighted_and_added():

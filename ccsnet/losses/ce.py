@@ -5,6 +5,7 @@ With class weights the mean is weighted: each pixel counts as its class does.
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -55,8 +56,11 @@ class CrossEntropy(MeanOverPixels):
         ignore_index: int,
         class_weights: Float[Tensor, " N"] | None,
     ) -> Float[Tensor, ""] | None:
-        """The total of logits on a coarser grid; None if it needs their full-size map."""
-        if self.label_smoothing or logits.shape[-2:] == label.shape[-2:]:
+        """The total of logits on a coarser grid; None if it needs their full-size map.
+
+        So does a compiled loss: how the strips go on depends on the label's values.
+        """
+        if torch.compiler.is_compiling() or self.label_smoothing or logits.shape[-2:] == label.shape[-2:]:
             return None
         return upsampled_cross_entropy(logits, label, ignore_index, class_weights)
 
