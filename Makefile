@@ -69,8 +69,8 @@ types: .venv/installed-dev  ## Check the types
 
 check: lint types test  ## All that a change must pass
 
-bench: .venv/installed-dev  ## The head against the literal method, and what keeping memory does
-	.venv/bin/python -m benchmarks.head
+bench: .venv/installed-dev  ## The head against its floor and the literal method, and what keeping memory does
+	.venv/bin/python -m benchmarks.roofline
 	.venv/bin/python -m benchmarks.memory
 
 clean:  ## Remove the environment; runs and data stay

@@ -31,8 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.gpu_attention import ATTENTIONS, ONLY_COMPILED, make_inputs
-from benchmarks.head import peak_extra_bytes
 from benchmarks.pages import commit
+from benchmarks.peak import peak_extra_bytes
 from benchmarks.train_step import ENCODERS, IGNORED, Data, make_data, refusal, with_moments
 from benchmarks.turns import paired_ratio, take_turns
 from ccsnet.backbones import make_torchvision_importable

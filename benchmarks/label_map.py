@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.head import peak_extra_bytes
+from benchmarks.peak import peak_extra_bytes
 from benchmarks.turns import Job, paired_ratio, take_turns
 from ccsnet.upsample import upsample_argmax
 

@@ -120,13 +120,13 @@ def least_work(
     with FlopCounterMode(display=False) as counter:
         output = head(features)
         if backward:
-            tensors = list(output)
+            tensors = output[:2]
             torch.autograd.backward(tensors, [torch.ones_like(t) for t in tensors])
     batch, classes = output.logits.shape[:2]
     places = sum(f.shape[-2:].numel() for f in (*features[:3], features[2]))
     read = 2 * 2 * batch * places * min(head.top_k, classes) * head.key.out_features
     width = torch.tensor([], dtype=dtype).element_size()
-    numbers = sum(t.numel() for t in (*features, *head.parameters(), *output))
+    numbers = sum(t.numel() for t in (*features, *head.parameters(), *output[:2]))
     return Work(
         counter.get_total_flops() + (1 + 2 * backward) * read, (1 + backward) * width * numbers
     )
@@ -144,9 +144,9 @@ def make_jobs(
         with torch.set_grad_enabled(backward), autocast(mode, device):
             if ours:
                 with faster_kernels(device):
-                    outputs = list(forward(features))
+                    outputs = [t for t in forward(features) if t is not None]
             else:
-                outputs = list(forward(features))
+                outputs = [t for t in forward(features) if t is not None]
         if backward:
             if not gradients:
                 gradients.extend(map(torch.randn_like, outputs))

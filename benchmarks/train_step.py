@@ -1,4 +1,4 @@
-"""Seconds of a training step: CCSNet, our SegFormer head, and the same backbones in smp.
+"""Seconds of a training step: CCSNet, our SegFormer head, and the same backbones elsewhere.
 
     python -m benchmarks.train_step
     python -m benchmarks.train_step --models mit_b1 --size 64 --classes 20 --rounds 1  # to try it
@@ -9,7 +9,8 @@ in our loop. The contenders of a backbone take turns, so that a change of the ma
 all alike; ratios are medians over the rounds, each contender in its faster order. The models of
 segmentation_models_pytorch (smp) get images that are normalised already, ours get bytes; all keep
 the memory that they free, as our command line does. Memory is the highest sum of what a step
-allocates; weights and AdamW's moments are there before.
+allocates; weights and AdamW's moments are there before. Hugging Face transformers (hf) is no
+requirement here: put it on PYTHONPATH, or it stays out.
 """
 
 import argparse
@@ -24,10 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.head import peak_extra_bytes
+from benchmarks.peak import peak_extra_bytes
 from benchmarks.turns import paired_ratio, take_turns
 from ccsnet.backbones import make_torchvision_importable
 from ccsnet.catalogue import machine
+from ccsnet.cpu_kernels import faster_kernels
 from ccsnet.loss import SegmentationLoss
 from ccsnet.memory import keep_freed_memory
 from ccsnet.optim import OptimConfig, create_optimizer
@@ -83,7 +85,7 @@ def ours(head: str, backbone: str, channels_last: bool, data: Data) -> Step:
     image = in_memory_order(data.image, order)
 
     def step(precision: str) -> None:
-        with autocast(Mode(precision, channels_last), CPU):
+        with autocast(Mode(precision, channels_last), CPU), faster_kernels(CPU):
             output = model(image)
         torch.stack(list(loss(output, data.label).values())).sum().backward()
         optimizer.step()
@@ -115,10 +117,45 @@ def peer(name: str, backbone: str, channels_last: bool, data: Data) -> Step:
     return step
 
 
+def hf(backbone: str, channels_last: bool, data: Data) -> Step:
+    """The same with SegFormer-B1 of Hugging Face transformers, its loss included."""
+    if backbone != "mit_b1":
+        raise ValueError("has this one only with MiT")
+    make_torchvision_importable()
+    from transformers import (  # pyright: ignore[reportMissingImports]
+        SegformerConfig,
+        SegformerForSemanticSegmentation,
+    )
+
+    config = SegformerConfig(
+        depths=[2, 2, 2, 2],
+        hidden_sizes=[64, 128, 320, 512],
+        decoder_hidden_size=256,
+        num_labels=data.classes,
+        semantic_loss_ignore_index=IGNORED,
+    )
+    model: nn.Module = SegformerForSemanticSegmentation(config)
+    order = Mode("float32", channels_last)
+    in_memory_order(model.train(), order)
+    optimizer = with_moments(torch.optim.AdamW(model.parameters(), lr=6e-5))
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    image = in_memory_order((data.image - mean) / std, order)
+
+    def step(precision: str) -> None:
+        with autocast(Mode(precision, channels_last), CPU):
+            loss = model(image, labels=data.label).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
 CONTENDERS: dict[str, Callable[[str, bool, Data], Step]] = {
     "ccs": partial(ours, "ccs"),
     "segformer": partial(ours, "segformer"),
     "smp Segformer": partial(peer, "Segformer"),
+    "hf SegFormer": hf,
     "smp UPerNet": partial(peer, "UPerNet"),
 }
 

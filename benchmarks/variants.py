@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.head import CHANNELS
+from benchmarks.roofline import CHANNELS
 from ccsnet.heads._base import STRIDES, CCSVariant, HeadConfig
 from ccsnet.heads.ccs import build
 

@@ -5,16 +5,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from ccsnet import checkpoint as ckpt
 from ccsnet.batch_norm import freeze, synchronise
 from ccsnet.checkpoint import Checkpoint
-from ccsnet.config import RunConfig
+from ccsnet.compiled import check_compiler
+from ccsnet.config import RunConfig, TrainConfig
+from ccsnet.cpu_kernels import FasterKernels
 from ccsnet.data.loading import open_dataset
 from ccsnet.datasets._spec import DatasetSpec
 from ccsnet.loss import SegmentationLoss
 from ccsnet.parallel import Processes
-from ccsnet.precision import Mode, in_memory_order
+from ccsnet.precision import Autocast, Mode, in_memory_order
 from ccsnet.preflight import (
     check_classes,
     check_data,
@@ -102,3 +105,16 @@ def _loss(config: RunConfig, spec: DatasetSpec) -> SegmentationLoss:
         class_weights=None if weights == "none" else torch.tensor(weights),
         auxiliary_weight=config.model.head_config.variant.centre_loss_weight,
     )
+
+
+def in_mode(model: Segmenter, mode: Mode, train: TrainConfig, device: torch.device) -> nn.Module:
+    """What runs the model on images, as its settings say.
+
+    Raises:
+        InputError: It is to be compiled, and torch.compile does not work on this machine.
+    """
+    network = Autocast(model, mode, device)
+    if train.compile:
+        check_compiler(device)
+        return torch.compile(network)  # pyright: ignore[reportReturnType]
+    return FasterKernels(network, device) if train.takes_faster_kernels else network

@@ -94,6 +94,11 @@ class TrainConfig:
         """Steps between validations."""
         return self.validate_every or max(1, self.steps // 10)
 
+    @property
+    def takes_faster_kernels(self) -> bool:
+        """Whether `ccsnet.cpu_kernels` may stand in: the network runs once, and as it is."""
+        return not (self.compile or self.grad_checkpointing or self.shard)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:

@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Float64
 from matplotlib.figure import Figure
 
-from ccsnet.assemble import assemble
+from ccsnet.assemble import assemble, in_mode
 from ccsnet.config import RunConfig
 from ccsnet.data.loading import training_batches
 from ccsnet.errors import InputError
 from ccsnet.files import atomic_path
 from ccsnet.optim import create_optimizer
 from ccsnet.parallel import Processes
-from ccsnet.precision import Autocast, in_memory_order
+from ccsnet.precision import in_memory_order
 from ccsnet.progress import Reporter, Silent
 
 EXPLODED = 4.0  # Times the smallest loss; what comes then tells nothing more.
@@ -87,7 +87,7 @@ def find_lr(
     if processes.num > 1:
         raise InputError("A learning rate is looked for by one process: leave out torchrun.")
     config, spec, root, model, loss, mode = assemble(config, processes, reporter)
-    network = Autocast(model, mode, processes.device)
+    network = in_mode(model, mode, config.train, processes.device)
     optimizer = create_optimizer(model, config.optim)
     scaler = torch.amp.GradScaler(processes.device.type, enabled=mode.precision == "fp16")
     batches = training_batches(

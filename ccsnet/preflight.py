@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ccsnet.checkpoint import Checkpoint
 from ccsnet.config import RunConfig
+from ccsnet.cpu_kernels import FasterKernels
 from ccsnet.data.check import channel_statistics, check_labels
 from ccsnet.data.loading import Batch, training_batches
 from ccsnet.data.sampling import scan_labels, settle_class_weights
@@ -187,13 +188,15 @@ def settle_mode(
     batch: Batch = next(iter(batches))
 
     def total(network: nn.Module, image: Tensor, label: Tensor) -> Tensor:
+        if config.train.takes_faster_kernels:
+            network = FasterKernels(network, processes.device)
         return torch.stack(list(loss(network(image), label).values())).sum()
 
     mode = None
     if processes.is_main:
         image, label = (t.to(processes.device) for t in (batch.image, batch.label))
         form = replace(config.model, backbone_weights="none")
-        key = f"{form}, {processes.num_here} processes"
+        key = f"{form}, {processes.num_here} processes, {config.train.takes_faster_kernels}"
         mode, told = choose_mode(
             model, image, label, total, precision=precision, channels_last=order, key=key
         )

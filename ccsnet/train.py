@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ccsnet.assemble import assemble
+from ccsnet.assemble import assemble, in_mode
 from ccsnet.averaging import WeightAverage
 from ccsnet.checkpoint import BEST, LAST, Checkpoint, ClassInfo
-from ccsnet.compiled import check_compiler
 from ccsnet.config import RunConfig, to_json
 from ccsnet.data.loading import (
     Batch,
@@ -37,7 +36,7 @@ from ccsnet.metrics import Metrics
 from ccsnet.optim import create_optimizer, set_lr
 from ccsnet.parallel import Processes, gradients_kept_back
 from ccsnet.pictures import MAX_PICTURES, validation_pictures
-from ccsnet.precision import Autocast, in_memory_order
+from ccsnet.precision import in_memory_order
 from ccsnet.preflight import check_settings
 from ccsnet.progress import Reporter, Silent
 from ccsnet.run_folder import (
@@ -186,11 +185,8 @@ class _Run:
         self.checkpoints = Checkpoints(out, learner, config, self.info, self.processes)
         if start is not None:
             self.checkpoints.restore(start)
-        network = Autocast(self.model, self.mode, self.processes.device)
-        if config.train.compile:
-            check_compiler(self.processes.device)
-            network = torch.compile(network)
-        self.network: nn.Module = network if config.train.shard else self.processes.copied(network)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+        network = in_mode(self.model, self.mode, config.train, self.processes.device)
+        self.network: nn.Module = network if config.train.shard else self.processes.copied(network)
 
         self.miou = None if start is None else start.miou  # Of the weights as they are.
         self.best: float = -math.inf
@@ -396,6 +392,8 @@ class _Run:
     def validate(self) -> None:
         """Measure the model, and keep it: as the last, and if it is among the best as that."""
         evaluation = self._measure()
+        if self.processes.main_says(lambda: not kept(self.out, LAST)):
+            self.save(LAST)  # Killed with a best and no last, a run could not go on.
         self.metrics = metrics = evaluation.metrics
         self.miou, keep = metrics.miou, self.config.train.keep_best
         if self.log is not None:

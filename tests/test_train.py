@@ -2,6 +2,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -376,3 +377,24 @@ def test_bad_labels_are_found_before_the_first_step(tmp_path):
     with pytest.raises(InputError, match=r"labels/val/1\.png holds 7"):
         train(tiny_config(data), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_kill_right_after_the_first_best(shapes, tmp_path, monkeypatch):
+    """What is in the folder at that moment is enough to go on from."""
+    out, left = tmp_path / "whole", tmp_path / "left"
+    told = training.evaluation_to_json
+
+    def killed_here(*arguments):
+        if not left.exists():
+            assert (out / BEST).exists()
+            shutil.copytree(out, left, ignore=shutil.ignore_patterns(".lock"))
+        return told(*arguments)
+
+    monkeypatch.setattr(training, "evaluation_to_json", killed_here)
+    config = tiny_config(shapes, steps=4, validate_every=2)
+    train(config, out)
+    train(config, left, resume="auto")
+    for name in (BEST, LAST):
+        whole, resumed = (training_tensors(folder / name) for folder in (out, left))
+        assert all(torch.equal(whole[key], tensor) for key, tensor in resumed.items())
+    assert read_log(out / VALIDATION_FILE) == read_log(left / VALIDATION_FILE)

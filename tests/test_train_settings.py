@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from ccsnet.checkpoint import BEST, LAST, load_model, read_checkpoint, training_tensors
+from ccsnet.compiled import check_compiler
+from ccsnet.config import TrainConfig
 from ccsnet.errors import InputError
 from ccsnet.evaluate import Evaluation
 from ccsnet.metrics import Metrics
 from ccsnet.optim import OptimConfig, parameter_groups
-from ccsnet.compiled import check_compiler
 from ccsnet.progress import Silent
 from ccsnet.run_folder import kept
 from ccsnet.runlog import LOG_FILE, VALIDATION_FILE, read_log
@@ -64,7 +65,9 @@ def test_sgd_goes_on_where_it_was(shapes, tmp_path):
     assert all(torch.equal(whole[name], halved[name]) for name in whole)
 
 
-def test_gradient_checkpointing_learns_the_same(shapes, tmp_path):
+def test_gradient_checkpointing_learns_the_same(shapes, tmp_path, monkeypatch):
+    # Other kernels round differently: here only what is computed twice may differ.
+    monkeypatch.setattr(TrainConfig, "takes_faster_kernels", False)
     for name, enable in (("plain", False), ("checkpointing", True)):
         config = tiny_config(shapes, steps=3, grad_checkpointing=enable)
         model = replace(config.model, backbone="test_convnext")

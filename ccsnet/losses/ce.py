@@ -60,7 +60,11 @@ class CrossEntropy(MeanOverPixels):
 
         So does a compiled loss: how the strips go on depends on the label's values.
         """
-        if torch.compiler.is_compiling() or self.label_smoothing or logits.shape[-2:] == label.shape[-2:]:
+        if (
+            torch.compiler.is_compiling()
+            or self.label_smoothing
+            or logits.shape[-2:] == label.shape[-2:]
+        ):
             return None
         return upsampled_cross_entropy(logits, label, ignore_index, class_weights)
 

@@ -1,7 +1,7 @@
 """CCSNet's head as the paper tells it: gather the keys of every window, concatenate, then fuse.
 
 Slow and obvious. It takes its weights from a `CCSHead` and shares none of its code, so that the
-two can be held against each other, in tests and in `benchmarks/head.py`. Like the release it
+two can be held against each other, in tests and in `benchmarks/roofline.py`. Like the release it
 repeats the centres at every place of stride 16 before it gathers k of them.
 """
 
