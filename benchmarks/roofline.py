@@ -221,9 +221,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--keep-memory", action="store_true", help="all keep the memory that they free"
+    )
     arguments = parser.parse_args()
 
-    keep_freed_memory()
+    if arguments.keep_memory:
+        keep_freed_memory()
     device = torch.device(arguments.device)
     torch.manual_seed(0)
     head = CCSHead(CHANNELS, arguments.classes, HeadConfig(dropout=0.0))

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from ccsnet.precision import has_bf16
 
-MAX_SCORES = 2**20
+MAX_SCORES = 2**19
 """Attention scores that are held at once: blocks of queries see to it that there are no more."""
 MAX_KEPT = 4
 """Of scores that a backward pass needs, how many are kept for each number of the queries."""
