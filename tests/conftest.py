@@ -13,6 +13,7 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from ccsnet.config import RunConfig
+    from ccsnet.metrics import Metrics
     from ccsnet.train import TrainingResult
 
 # A busy machine makes any example slow; how long one takes is not what is tested.
@@ -45,6 +46,14 @@ class Run(NamedTuple):
     data: Path
     config: "RunConfig"
     result: "TrainingResult"
+
+    @property
+    def best(self) -> "Metrics":
+        """Of its best checkpoint, which need not be the last."""
+        from ccsnet.evaluate import evaluation_from_json
+
+        path = self.out / "best.json"
+        return evaluation_from_json(path.read_text(), path.name).metrics
 
 
 @pytest.fixture(scope="session")

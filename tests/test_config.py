@@ -74,7 +74,7 @@ READ_BY = {
     "train.precision": "preflight.py",
     "train.channels_last": "preflight.py",
     "train.grad_checkpointing": "assemble.py",
-    "train.compile": "train.py",
+    "train.compile": "assemble.py",
     "train.class_weights": "assemble.py",
     "train.coarse_weight": "assemble.py",
     "train.patience": "train.py",

@@ -243,7 +243,7 @@ def test_training_validates_and_predicts_in_the_windows_of_the_data(tmp_path, mo
     from tests.shapes import YAML, make_shapes, tiny_config
 
     data = make_shapes(tmp_path / "shapes", train=4, val=2, yaml=YAML + "window: [64, 42]\n")
-    config = tiny_config(data, steps=30, batch_size=4)
+    config = tiny_config(data, steps=30, batch_size=4, validate_every=30)
     result = train(config, tmp_path / "run")
     checkpoint = read_checkpoint(tmp_path / "run")
     assert checkpoint.info.window == (64, 42)

@@ -224,7 +224,7 @@ def test_a_model_is_published_and_fetched(predictor, hub, run, tmp_path, capsys)
     again = Predictor.from_pretrained("me/shapes", revision="v1", device="cpu")
     assert again.info == predictor.info
     assert run_command(["evaluate", "me/shapes", "--dataset", str(run.data)]) == 0
-    assert f"{100 * run.result.metrics.miou:.1f}" in capsys.readouterr().out
+    assert f"{100 * run.best.miou:.1f}" in capsys.readouterr().out
 
 
 def test_a_folder_is_written_and_read(predictor, run, tmp_path):
@@ -383,7 +383,7 @@ def test_what_the_hub_searches_by(run):
 
 def test_what_a_reader_is_told(run):
     _, body = page(run)
-    metrics = run.result.metrics
+    metrics = run.best
     assert f"| mIoU | {100 * metrics.miou:.1f} |" in body
     for name, iou in zip(metrics.classes, metrics.iou, strict=True):
         assert re.search(rf"\| {name} \| #\w{{6}} \| {100 * iou:.1f} \|", body)

@@ -40,7 +40,7 @@ def test_shapes_are_found(run, predictor):
         assert found.label.dtype == np.uint8
         right += (found.label == label)[label != 255].sum()
         total += (label != 255).sum()
-    assert right / total == pytest.approx(run.result.metrics.pixel_accuracy, abs=1e-3)
+    assert right / total == pytest.approx(run.best.pixel_accuracy, abs=1e-3)
 
 
 def test_a_path_its_text_and_its_pixels_are_the_same(run, predictor):

@@ -55,6 +55,9 @@ class _Upsampled(torch.autograd.Function):
     ) -> Tensor:
         wanted = ctx.needs_input_grad[0]
         gradient = torch.empty_like(logits) if wanted else None
+        ctx.save_for_backward(gradient)
+        if logits.is_meta:  # Only what is kept is asked for.
+            return logits.new_zeros(())
         with torch.autocast(logits.device.type, enabled=False):
             totals = [
                 _of_image(
@@ -66,7 +69,6 @@ class _Upsampled(torch.autograd.Function):
                 )
                 for i in range(len(logits))
             ]
-        ctx.save_for_backward(gradient)
         return torch.stack(totals).sum()
 
     @staticmethod
