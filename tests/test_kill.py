@@ -90,10 +90,10 @@ def kill_and_resume(shapes: Path, out: Path, kills: int, *options: str) -> None:
     assert last.returncode == 0, last.stderr
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_any_moment(shapes, straight, tmp_path, kills):
+@pytest.mark.slow
+def test_killed_at_any_moment(shapes, straight, tmp_path):
     out = tmp_path / "run"
-    kill_and_resume(shapes, out, kills)
+    kill_and_resume(shapes, out, kills=20)
     ends_alike(out, straight)
     assert newest(out)[1] == []
     assert len(kept(out, LAST)) <= 2
