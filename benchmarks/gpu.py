@@ -33,7 +33,16 @@ from torch import Tensor, nn
 from benchmarks.gpu_attention import ATTENTIONS, ONLY_COMPILED, make_inputs
 from benchmarks.pages import commit
 from benchmarks.peak import peak_extra_bytes
-from benchmarks.train_step import ENCODERS, IGNORED, Data, make_data, refusal, with_moments
+from benchmarks.train_step import (
+    ENCODERS,
+    IGNORED,
+    Data,
+    hf_segformer,
+    make_data,
+    normalised,
+    refusal,
+    with_moments,
+)
 from benchmarks.turns import paired_ratio, take_turns
 from ccsnet.backbones import make_torchvision_importable
 from ccsnet.compiled import Compiled
@@ -42,7 +51,7 @@ from ccsnet.loss import SegmentationLoss
 from ccsnet.machine import machine
 from ccsnet.optim import OptimConfig, create_optimizer
 from ccsnet.precision import Autocast, Mode, autocast, in_memory_order
-from ccsnet.segmenter import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, create_segmenter
+from ccsnet.segmenter import ModelConfig, create_segmenter
 from ccsnet.upsample import upsample_argmax
 
 BACKBONE = "mit_b1"
@@ -80,15 +89,6 @@ def ours(head: str, data: Data) -> Contender:
     )
 
 
-def normalised(image: Tensor) -> Tensor:
-    """Images as other libraries' models take them."""
-    mean, std = (
-        torch.tensor(values, device=image.device).view(-1, 1, 1)
-        for values in (IMAGENET_MEAN, IMAGENET_STD)
-    )
-    return (image - mean) / std
-
-
 def of_smp(data: Data) -> Contender:
     """Its Segformer, which ends at the images' size."""
     make_torchvision_importable()
@@ -108,20 +108,7 @@ def of_smp(data: Data) -> Contender:
 
 def of_hf(data: Data) -> Contender:
     """Its Segformer, whose logits have stride 4; its post-processing interpolates them."""
-    from transformers import (  # pyright: ignore[reportMissingImports]
-        SegformerConfig,
-        SegformerForSemanticSegmentation,
-    )
-
-    # Source: the configuration of nvidia/segformer-b1-finetuned-ade-512-512.
-    config = SegformerConfig(
-        depths=[2, 2, 2, 2],
-        hidden_sizes=[64, 128, 320, 512],
-        decoder_hidden_size=256,
-        num_labels=data.classes,
-        semantic_loss_ignore_index=IGNORED,
-    )
-    model = SegformerForSemanticSegmentation(config).to(data.image.device)
+    model = hf_segformer(data.classes).to(data.image.device)
 
     def full(output: Any, size: tuple[int, int]) -> Tensor:
         return F.interpolate(output.logits, size=size, mode="bilinear", align_corners=False)

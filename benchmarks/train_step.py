@@ -94,6 +94,34 @@ def ours(head: str, backbone: str, channels_last: bool, data: Data) -> Step:
     return step
 
 
+def normalised(image: Tensor) -> Tensor:
+    """Images as other libraries' models take them."""
+    mean, std = (
+        torch.tensor(values, device=image.device).view(-1, 1, 1)
+        for values in (IMAGENET_MEAN, IMAGENET_STD)
+    )
+    return (image - mean) / std
+
+
+def hf_segformer(num_classes: int) -> nn.Module:
+    """SegFormer-B1 of Hugging Face transformers, untrained."""
+    make_torchvision_importable()
+    from transformers import (  # pyright: ignore[reportMissingImports]
+        SegformerConfig,
+        SegformerForSemanticSegmentation,
+    )
+
+    # Source: the configuration of nvidia/segformer-b1-finetuned-ade-512-512.
+    config = SegformerConfig(
+        depths=[2, 2, 2, 2],
+        hidden_sizes=[64, 128, 320, 512],
+        decoder_hidden_size=256,
+        num_labels=num_classes,
+        semantic_loss_ignore_index=IGNORED,
+    )
+    return SegformerForSemanticSegmentation(config)
+
+
 def peer(name: str, backbone: str, channels_last: bool, data: Data) -> Step:
     """The same with a model of smp, as it comes."""
     make_torchvision_importable()
@@ -104,8 +132,7 @@ def peer(name: str, backbone: str, channels_last: bool, data: Data) -> Step:
     order = Mode("float32", channels_last)
     in_memory_order(model.train(), order)
     optimizer = with_moments(torch.optim.AdamW(model.parameters(), lr=6e-5))
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    image = in_memory_order((data.image - mean) / std, order)
+    image = in_memory_order(normalised(data.image), order)
 
     def step(precision: str) -> None:
         with autocast(Mode(precision, channels_last), CPU):
@@ -121,25 +148,11 @@ def hf(backbone: str, channels_last: bool, data: Data) -> Step:
     """The same with SegFormer-B1 of Hugging Face transformers, its loss included."""
     if backbone != "mit_b1":
         raise ValueError("has this one only with MiT")
-    make_torchvision_importable()
-    from transformers import (  # pyright: ignore[reportMissingImports]
-        SegformerConfig,
-        SegformerForSemanticSegmentation,
-    )
-
-    config = SegformerConfig(
-        depths=[2, 2, 2, 2],
-        hidden_sizes=[64, 128, 320, 512],
-        decoder_hidden_size=256,
-        num_labels=data.classes,
-        semantic_loss_ignore_index=IGNORED,
-    )
-    model: nn.Module = SegformerForSemanticSegmentation(config)
+    model = hf_segformer(data.classes)
     order = Mode("float32", channels_last)
     in_memory_order(model.train(), order)
     optimizer = with_moments(torch.optim.AdamW(model.parameters(), lr=6e-5))
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    image = in_memory_order((data.image - mean) / std, order)
+    image = in_memory_order(normalised(data.image), order)
 
     def step(precision: str) -> None:
         with autocast(Mode(precision, channels_last), CPU):
