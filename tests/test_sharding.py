@@ -187,6 +187,7 @@ def results() -> list[dict]:
     return in_processes(all_results, NUM, CASES, timeout=120)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_shares_learn_as_one_process(case):
     """Three steps with clipped gradients: weights, their average, the optimizer's state."""
@@ -202,6 +203,7 @@ def test_other_parts_learn_in_shares():
             assert error < TOLERANCE, case
 
 
+@pytest.mark.slow
 def test_what_is_gathered_can_be_shared_out():
     for result in results():
         assert result["resumed"]

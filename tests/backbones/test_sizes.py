@@ -40,6 +40,7 @@ def test_swin_is_what_timm_builds_for_that_size(size):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_beit_at_its_own_size_is_timms():
     torch.manual_seed(0)
     backbone = create_backbone("beit_base_patch16_224").eval()

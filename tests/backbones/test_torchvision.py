@@ -25,10 +25,12 @@ def run(code: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_timm_imports_after_ours():
     assert run("import ccsnet.backbones, timm; print(timm.is_model('resnet18'))") == "True"
 
 
+@pytest.mark.slow
 def test_declaring_again_does_nothing():
     code = COUNT + (
         "from ccsnet.backbones._torchvision import make_torchvision_importable as make\n"

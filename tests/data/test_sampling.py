@@ -186,6 +186,7 @@ def test_weights_survive_json(weights):
     assert from_json(RunConfig, to_json(config)) == config
 
 
+@pytest.mark.slow
 def test_a_run_stores_its_weights_and_resumes(tmp_path):
     data = make_shapes(tmp_path / "shapes")
     config = tiny_config(data, steps=4, class_weights="auto", validate_every=2)
@@ -208,6 +209,7 @@ def _losses(out):
     return [float(line.split(",")[place]) for line in lines[1:]]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_as_it_would_have(tmp_path):
     data = make_shapes(tmp_path / "shapes")
     config = tiny_config(data, steps=4, class_weights="auto", validate_every=2)
