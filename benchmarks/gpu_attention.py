@@ -8,8 +8,9 @@ where they do not, torch copies the mask into a larger one for each call (Source
 torch/_inductor/lowering.py, 2.13).
 """
 
+import argparse
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
+from benchmarks.train_step import refusal
+from ccsnet.heads._base import HeadConfig
 from ccsnet.heads._classes import window_of
+from ccsnet.precision import Mode, autocast
 
 # B images, N classes, D width of the head, L places of a stage or of all, (h, w) the cells.
 
@@ -40,6 +44,7 @@ class Inputs(NamedTuple):
     """Height and width of each stage."""
 
 
+Job = Callable[[], object]
 Reads = Sequence[Float[Tensor, "B _ D"]]
 """Of each stage, convolved."""
 
@@ -64,6 +69,15 @@ def make_inputs(
         weights=[draw(dim, dim) * dim**-0.5 for _ in sizes],
         relevant=relevant.scatter(-1, best, True),
         sizes=sizes,
+    )
+
+
+def in_type(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    """The same in another type, but for the weights, which autocast takes care of."""
+    return inputs._replace(
+        queries=[query.to(dtype) for query in inputs.queries],
+        keys=inputs.keys.to(dtype),
+        values=inputs.values.to(dtype),
     )
 
 
@@ -159,6 +173,16 @@ def flexible(inputs: Inputs) -> Reads:
     return _convolved(read.squeeze(1), inputs)
 
 
+def kernels(inputs: Inputs) -> Reads:
+    """Triton kernels of our own, a call for each stage, whose convolution comes before it."""
+    from benchmarks.gpu_attention_triton import masked_attention  # Triton is not everywhere.
+
+    return [
+        masked_attention(query, inputs.keys, F.linear(inputs.values, weight), inputs.relevant, size)
+        for query, weight, size in zip(inputs.queries, inputs.weights, inputs.sizes, strict=True)
+    ]
+
+
 def _cell_of_each_place(inputs: Inputs) -> Int64[Tensor, " L"]:
     """The number of the cell of stride 16 in which each place of all stages lies."""
     height, width = inputs.relevant.shape[1:3]
@@ -183,6 +207,88 @@ ATTENTIONS: dict[str, Callable[[Inputs], Reads]] = {
     "one call, classes padded to 8": one_padded_call,
     "matrix products": products,
     "flex_attention": flexible,
+    "Triton kernels": kernels,
 }
 ONLY_COMPILED = ("flex_attention",)
 """Uncompiled it makes every score, and on a processor no gradients."""
+ONLY_ON_A_GPU = ("Triton kernels",)
+"""On a processor Triton interprets them, which shows what they compute and not how fast."""
+
+
+def with_gradients(attention: Callable[[Inputs], Reads], inputs: Inputs) -> list[Tensor]:
+    """What is read, and the gradients of all that it is made of if no two places count alike."""
+    leaves = [*inputs.queries, inputs.keys, inputs.values, *inputs.weights]
+    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+    stages = len(inputs.queries)
+    queries, (keys, values), weights = leaves[:stages], leaves[stages:-stages], leaves[-stages:]
+    reads = attention(inputs._replace(queries=queries, keys=keys, values=values, weights=weights))
+    sums = [
+        (read * torch.linspace(-1, 1, read.numel(), device=read.device).view_as(read)).sum()
+        for read in reads
+    ]
+    return [
+        *(read.detach() for read in reads),
+        *torch.autograd.grad(torch.stack(sums).sum(), leaves),
+    ]
+
+
+def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest of all, relative to the largest element of its tensor."""
+    pairs = [(a.double(), b.double()) for a, b in zip(found, expected, strict=True)]
+    # A place that reads from one class alone has no gradient: nothing to be relative to.
+    return max(float((a - b).abs().max()) / (float(b.abs().max()) or 1.0) for a, b in pairs)
+
+
+def attention_inputs(arguments: argparse.Namespace, batch: int) -> Inputs:
+    """In the precision that is asked for."""
+    config = HeadConfig()
+    inputs = make_inputs(
+        batch, arguments.size, arguments.classes, config.dim, config.top_k, arguments.device
+    )
+    return in_type(inputs, torch.bfloat16 if arguments.precision == "bf16" else torch.float32)
+
+
+def runs_here(name: str, device: torch.device) -> bool:
+    """Whether a way to compute the attention does, with gradients."""
+    return device.type == "cuda" or name not in (*ONLY_COMPILED, *ONLY_ON_A_GPU)
+
+
+def agreement(arguments: argparse.Namespace) -> str:
+    """How far each way is from ours in float32, in what is read and in gradients."""
+    device, how = torch.device(arguments.device), Mode(arguments.precision, False)
+    inputs = attention_inputs(arguments, min(2, arguments.batch))
+    expected = with_gradients(four_calls, in_type(inputs, torch.float32))
+    told: dict[str, str] = {}
+    for name, attention in ATTENTIONS.items():
+        if runs_here(name, device):
+            with refusal(name, told), autocast(how, device):
+                told[name] = f"{difference(with_gradients(attention, inputs), expected):.1e}"
+    return "; ".join(f"{name}: {text}" for name, text in told.items())
+
+
+def attention_jobs(arguments: argparse.Namespace) -> Iterator[tuple[tuple[str, str, str], Job]]:
+    """Every way in every mode, forward alone and with gradients."""
+    device, how = torch.device(arguments.device), Mode(arguments.precision, False)
+    inputs = attention_inputs(arguments, arguments.batch)
+    for mode in arguments.modes:
+        for name, attention in ATTENTIONS.items():
+            missing = ONLY_ON_A_GPU if device.type != "cuda" else ()
+            if name in (*missing, *(ONLY_COMPILED if mode == "eager" else ())):
+                continue
+            run = torch.compile(attention) if mode == "compiled" else attention
+
+            def forward(run: Callable = run) -> object:
+                with torch.inference_mode(), autocast(how, device):
+                    return run(inputs)
+
+            def both(run: Callable = run) -> None:
+                leaves = [*inputs.queries, inputs.keys, inputs.values, *inputs.weights]
+                for leaf in leaves:
+                    leaf.requires_grad_()
+                with autocast(how, device):
+                    reads = run(inputs)
+                torch.autograd.grad(torch.stack([read.sum() for read in reads]).sum(), leaves)
+
+            yield ("attention, forward", name, mode), forward
+            if runs_here(name, device):
+                yield ("attention, forward and backward", name, mode), both

@@ -1,12 +1,53 @@
 """What the verbs of the command line do with their arguments."""
 
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 from ccsnet.errors import InputError
+from ccsnet.usage import help_text
 
 
-def parse(kind: Any, verb: str, arguments: list[str], **options: Any) -> Any:
-    """The options as a dataclass, or usage text and exit status 2."""
+class Asked(BaseException):
+    """What a command's options are made of, where `kind_of` asks and no user does."""
+
+    def __init__(self, kind: Any, default: Any) -> None:
+        super().__init__()
+        self.kind, self.default = kind, default
+
+
+_asking = ContextVar("asking", default=False)
+
+
+def kind_of(verb: Callable[[list[str]], Any]) -> Asked | None:
+    """The dataclass of a command's options, and its defaults; none of a command without one."""
+    token = _asking.set(True)
+    try:
+        verb(["--help"])
+    except Asked as found:
+        return found if found.kind is not None else None
+    finally:
+        _asking.reset(token)
+    return None
+
+
+def parse(
+    kind: Any,
+    verb: str,
+    arguments: list[str],
+    *,
+    default: Any = None,
+    description: str | None = None,
+) -> Any:
+    """The options as a dataclass; or help, or what is wrong and exit status 2.
+
+    A command that has no such dataclass calls it for its help alone.
+    """
+    if _asking.get():
+        raise Asked(kind, default)
+    if "-h" in arguments or "--help" in arguments:
+        print(help_text(verb, kind, default, description))
+        raise SystemExit(0)
     import tyro
 
     return tyro.cli(
@@ -14,7 +55,7 @@ def parse(kind: Any, verb: str, arguments: list[str], **options: Any) -> Any:
         prog=f"ccsnet {verb}",
         args=arguments,
         config=(tyro.conf.OmitArgPrefixes,),
-        **options,
+        **({} if default is None else {"default": default}),
     )
 
 

@@ -1,6 +1,5 @@
 """The command line: a verb, its arguments, one call. Only this module and `terminal` print."""
 
-import inspect
 import os
 import sys
 import warnings
@@ -10,19 +9,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ccsnet.arguments import parse, positional
+from ccsnet.cli_app import app
 from ccsnet.cli_bench import bench
 from ccsnet.cli_compare import compare
 from ccsnet.cli_data import data
+from ccsnet.cli_doctor import doctor
 from ccsnet.cli_export import export
 from ccsnet.cli_hub import push
 from ccsnet.cli_predict import evaluate, predict
 from ccsnet.cli_raster import raster
 from ccsnet.cli_runs import runs
+from ccsnet.cli_serve import serve
 from ccsnet.cli_study import study
 from ccsnet.cli_train import find_lr, train
 from ccsnet.cli_video import video
 from ccsnet.errors import InputError, unknown_name
 from ccsnet.memory import keep_freed_memory
+from ccsnet.usage import all_commands
 
 LISTED = ("backbones", "datasets", "heads", "losses", "optimizers", "recipes")
 
@@ -37,7 +40,7 @@ def run(arguments: list[str]) -> int:
     warnings.showwarning = _show_warning
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
-            print(_usage())
+            print(all_commands(VERBS))
             return 0
         if arguments[0] == "--version":
             import ccsnet
@@ -74,11 +77,24 @@ def run(arguments: list[str]) -> int:
         return 75 if isinstance(error, ConnectionError) else 2  # Another process was lost.
 
 
-def _usage() -> str:
-    lines = ["usage: ccsnet COMMAND ...", ""]
-    lines += [f"  {verb:10} {_summary(function)}" for verb, function in VERBS.items()]
-    lines += ["", "`ccsnet COMMAND --help` shows a command's options.", ""]
-    return "\n".join(lines)
+def completion(arguments: list[str]) -> int:
+    """Let the TAB key complete commands: ccsnet completion bash|zsh|fish.
+
+    Prints a script for the shell: commands, options, their values, and the names of recipes,
+    backbones, heads, data sets and runs. It starts no Python, so that TAB stays quick. Write it
+    anew after an update.
+    """
+    from ccsnet.completion import SHELLS, script
+
+    shell, *more = *arguments, ""
+    if shell in ("", "-h", "--help"):
+        parse(None, "completion", ["--help"], description=completion.__doc__)
+    if shell not in SHELLS:
+        raise unknown_name("shell", shell, SHELLS)
+    if any(more):
+        raise InputError(f"ccsnet completion takes one shell, not {more[0]!r} too.")
+    print(script(shell, VERBS), end="")
+    return 0
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -175,8 +191,7 @@ def list_names(arguments: list[str]) -> int:
     again = "--again" in arguments
     kind, part, *more = *(a for a in arguments if a != "--again"), "", ""
     if kind in ("", "-h", "--help"):
-        print(inspect.getdoc(list_names))
-        return 0
+        parse(None, "list", ["--help"], description=list_names.__doc__)
     if kind not in LISTED:
         raise unknown_name("list", kind, LISTED)
     refused = [a for a in (part, *more) if a.startswith("-")] or [a for a in more if a]
@@ -214,11 +229,6 @@ def list_names(arguments: list[str]) -> int:
     return 0
 
 
-def _summary(item: object) -> str:
-    """The first line of a docstring."""
-    return (item.__doc__ or "").partition("\n")[0]
-
-
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "find-lr": find_lr,
@@ -229,6 +239,8 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "predict": predict,
     "video": video,
     "raster": raster,
+    "app": app,
+    "serve": serve,
     "export": export,
     "convert": convert,
     "push": push,
@@ -236,4 +248,6 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "data": data,
     "demo": demo,
     "list": list_names,
+    "doctor": doctor,
+    "completion": completion,
 }

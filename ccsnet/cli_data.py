@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ccsnet.arguments import before_options, parse, positional
 from ccsnet.errors import InputError, unknown_name
+from ccsnet.usage import examples, summary
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,8 +23,8 @@ def data(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: ccsnet data VERB ...\n")
         for verb, function in VERBS.items():
-            print(f"  {verb:10} {(function.__doc__ or '').partition(chr(10))[0]}")
-        print("\n`ccsnet data VERB --help` shows a verb's options.")
+            print(f"  {verb:10} {summary(function)}")
+        print(*examples("data"), "\n`ccsnet data VERB --help` shows a verb's options.", sep="\n")
         return 0
     verb, *rest = arguments
     if verb not in VERBS:

@@ -11,12 +11,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import nn
 
-from ccsnet import inference
+from ccsnet import compiled, inference
 from ccsnet.bench import bench
 from ccsnet.bench_config import BenchConfig
+from ccsnet.heads._base import Output
 from ccsnet.predict import load
 from ccsnet.predict_config import PredictConfig
 from tests.processes import ENVIRONMENT, ROOT
@@ -176,6 +178,24 @@ def test_bench_compiles(noted):
     list(bench([BACKBONE], dataclasses.replace(config, compile=True)))
     assert len(noted) == 1
     assert noted[0].calls > 0
+
+
+def test_what_a_cuda_graph_returned_outlives_its_next_replay(monkeypatch):
+    """Without a GPU: a stand-in that writes to the same memory every time, as graphs do."""
+    memory, asked, steps = torch.zeros(1, 2, 4, 4), [], []
+
+    def replayed(network, **options):
+        asked.append(options)
+        return lambda image: Output(memory.copy_(network(image)), memory)
+
+    monkeypatch.setattr(compiled, "check_compiler", lambda device: None)
+    monkeypatch.setattr(torch, "compile", replayed)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: steps.append(1))
+    network = compiled.Compiled(nn.Identity(), torch.device("cuda"))
+    returned = [network(torch.full((1, 2, 4, 4), float(number))) for number in range(3)]
+    assert [float(output.logits.mean()) for output in returned] == [0, 1, 2]
+    assert asked == [{"mode": "reduce-overhead", "dynamic": False}]
+    assert len(steps) == 3
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""The server: uploads in, label maps out."""
