@@ -20,7 +20,7 @@ RUNTIME_PACKAGES := jaxtyping numpy onnxruntime opencv-python-headless pillow ri
 # What makes and checks distributions; nothing else needs them.
 RELEASE_PACKAGES := build==1.6.1 cffconvert==2.0.0 setuptools==84.2.1 twine==7.0.0
 
-.PHONY: demo test lint format types check slow bench dist clean help
+.PHONY: demo test lint format types check slow bench dist docs clean help
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -60,7 +60,12 @@ test: .venv/installed-dev  ## The fast tests
 	$(subst .venv,.venv/release,$(PIP)) $(RELEASE_PACKAGES)
 	touch $@
 
-slow: .venv/installed-weights .venv/torch-free/installed .venv/release/installed  ## The slow tests
+# Interprets the GPU kernels of the benchmarks on the processor, 700 MB.
+.venv/triton/installed: constraints.txt | .venv/bin/python
+	$(PIP) --no-deps --upgrade --target .venv/triton triton==3.7.0
+	touch $@
+
+slow: .venv/installed-weights .venv/torch-free/installed .venv/triton/installed .venv/release/installed  ## The slow tests
 	.venv/bin/python -m pytest -m slow --numprocesses 2 $(TEST_OPTIONS)
 
 lint: .venv/installed-dev  ## Style and format
@@ -85,6 +90,11 @@ dist: .venv/installed-dev .venv/release/installed  ## The wheel and the source d
 	.venv/release/bin/python -m build --no-isolation --outdir dist
 	.venv/release/bin/python -m twine check --strict dist/*
 	.venv/bin/python -m pytest -m '' tests/test_release.py
+
+# Material for MkDocs tells of MkDocs 2, whose place pyproject.toml keeps it from.
+docs: .venv/installed-dev  ## The documentation's site, in build/site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
+	@echo "Open build/site/index.html, or with search: .venv/bin/mkdocs serve"
 
 clean:  ## Remove the environment; runs and data stay
 	rm -rf .venv build *.egg-info
