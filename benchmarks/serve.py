@@ -313,8 +313,8 @@ def main() -> None:
         checkpoint = checkpoint_of(amounts.size, folder, array)
         predictor = predictor_of(checkpoint, "cpu")
         print(
-            f"{machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; images of "
-            f"{amounts.size} x {amounts.size}, {image.stat().st_size:,} bytes each.\n"
+            f"{machine()}; images of {amounts.size} x {amounts.size} pixels, "
+            f"{image.stat().st_size:,} bytes each.\n"
         )
         print("| | |\n|---|---|")
         with serving(checkpoint.path) as server:

@@ -34,6 +34,7 @@ class Seen:
     """When each came, its status, and after how many seconds."""
 
     def saw(self, status: int, due: float) -> None:
+        """Note an answer to a request that was due at a moment."""
         now = time.monotonic()
         self.statuses[status] += 1
         self.answers.append((now, status, now - due))

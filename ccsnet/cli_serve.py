@@ -79,7 +79,7 @@ def serve(arguments: list[str]) -> int:
         cpu=options.cpu,
         max_wait=options.settings.max_wait_ms / 1e3,
     )
-    run_server(
+    left = run_server(
         source,
         options.settings,
         host=options.host,
@@ -87,7 +87,8 @@ def serve(arguments: list[str]) -> int:
         token=token,
         ready=_tell,
     )
-    print("Stopped; everything that was taken has been answered.", flush=True)
+    told = f"{left} images were not finished in time" if left else "all that was taken is answered"
+    print(f"Stopped; {told}.", flush=True)
     return 0
 
 

@@ -3,6 +3,7 @@
 No finding needs another to work: torch itself may be missing or broken.
 """
 
+import contextlib
 import importlib
 import importlib.metadata
 import json
@@ -10,6 +11,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -117,10 +119,11 @@ def _devices() -> Look:
     import torch
 
     if not torch.cuda.is_available():
-        built = torch.version.cuda or getattr(torch.version, "hip", None)
-        if shutil.which("nvidia-smi") and not built:
-            mend = "install a torch with CUDA: https://pytorch.org/get-started/locally"
-            yield "broken", "GPU", "there is one, and this torch is built without CUDA", mend
+        cards = _cards()
+        if cards:
+            cause = "a newer driver" if torch.version.cuda else "a torch that is built with CUDA"
+            mend = f"install {cause}: https://pytorch.org/get-started/locally"
+            yield "broken", "GPU", f"{cards[0]}, which this torch cannot use", mend
         else:
             yield "note", "GPU", "none that torch can use; all works on the processor"
     for i in range(torch.cuda.device_count()):
@@ -150,7 +153,10 @@ def _room() -> Look:
         free = shutil.disk_usage(there).free
         found = f"{_gib(free)} free in {place if place.exists() else there}"
         if not os.access(there, os.W_OK):
-            yield "broken", what, f"{there} cannot be written to", f"chmod u+w {there}"
+            mend = "work in a folder of your own"
+            if what == "disk: cache":
+                mend = "export XDG_CACHE_HOME=/a/folder/of/yours"
+            yield "broken", what, f"{there} cannot be written to", mend
         elif free < MIN_FREE:
             yield "broken", what, found, "make room, or give another folder with --out"
         else:
@@ -327,6 +333,17 @@ def _processor() -> tuple[str, set[str]]:
         key, _, value = line.partition(":")
         facts.setdefault(key.strip().lower(), value.strip())
     return facts.get("model name", ""), set(facts.get("flags", facts.get("features", "")).split())
+
+
+def _cards() -> list[str]:
+    """The GPUs that NVIDIA's driver knows, whether or not torch does."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=20)
+        return re.findall(r"^GPU \d+: (.*?)(?: \(UUID.*)?$", done.stdout, re.MULTILINE)
+    return []
 
 
 def _num_processors() -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCardData
 
 from ccsnet import __version__
+from ccsnet.backbones.published import published_weights
 from ccsnet.checkpoint import Checkpoint
 from ccsnet.datasets._spec import DatasetSpec
 from ccsnet.errors import InputError
@@ -20,6 +21,14 @@ from ccsnet.run_folder import BEST_FILE
 from ccsnet.trackers import flat_settings
 
 PAPER = "https://doi.org/10.1007/978-3-031-18913-5_43"
+BIBTEX = """@inproceedings{shi2022ccsnet,
+  title     = {Cross-Stage Class-Specific Attention for Image Semantic Segmentation},
+  author    = {Shi, Z. and Sun, L. and Li, Q.},
+  booktitle = {Pattern Recognition and Computer Vision (PRCV)},
+  series    = {LNCS 13536},
+  pages     = {558--573},
+  year      = {2022}
+}"""
 WEAK_IOU = 0.5  # A class below it is named among the limits.
 _DATASETS = "ccsnet.datasets"
 
@@ -45,6 +54,7 @@ def model_card(checkpoint: Checkpoint, name: str, licence: str | None = None) ->
         _data(checkpoint),
         _limits(checkpoint, metrics),
         _origin(checkpoint),
+        _citation(),
     )
     return "\n\n".join([head + sections[0], *sections[1:]]) + "\n"
 
@@ -87,6 +97,7 @@ def _metadata(
         license=licence,
         library_name="ccsnet",
         pipeline_tag="image-segmentation",
+        base_model=_first_weights(checkpoint)[2],
         tags=["semantic-segmentation", "ccsnet", _identifier(checkpoint.config.model.backbone)],
         datasets=[_identifier(dataset)],
         metrics=[figure.metric_type for figure in figures] or None,
@@ -163,6 +174,7 @@ def _classes(checkpoint: Checkpoint, metrics: Metrics | None) -> str:
 
 def _data(checkpoint: Checkpoint) -> str:
     info, spec = checkpoint.info, _built_in(checkpoint.info.dataset)
+    first, first_licence, _ = _first_weights(checkpoint)
     licence = "not stated" if spec is None else spec.licence
     sizes = {"shorter side": info.short_side, "longer side at most": info.long_side}
     seen = [f"{what} {size} pixels" for what, size in sizes.items() if size is not None]
@@ -171,8 +183,22 @@ def _data(checkpoint: Checkpoint) -> str:
     return (
         f"## Data\n\n- data set: {_plain(info.dataset)}; its licence: {_plain(licence)}\n"
         f"- bands of an image: {info.channels}\n"
-        f"- size at which images are seen: {', '.join(seen) or 'their own'}"
+        f"- size at which images are seen: {', '.join(seen) or 'their own'}\n"
+        f"- the backbone started from: {_plain(first)}; their licence: {_plain(first_licence)}"
     )
+
+
+def _first_weights(checkpoint: Checkpoint) -> tuple[str, str, str | None]:
+    """What the backbone started from, its licence, its repository on the hub if it has one."""
+    model = checkpoint.config.model
+    if model.backbone_weights == "none":
+        return "random weights", "none needed", None
+    if model.backbone_weights != "pretrained":  # A file's name is its owner's.
+        return "weights that the author of this model had", "not stated", None
+    published = published_weights(model.backbone)
+    if published.tag == "-":
+        return "weights that timm does not have", published.licence, None
+    return f"weights {published.tag} of timm", published.licence, published.hub_id
 
 
 def _limits(checkpoint: Checkpoint, metrics: Metrics | None) -> str:
@@ -203,6 +229,13 @@ def _origin(checkpoint: Checkpoint) -> str:
         f"too. Published with ccsnet {__version__}, {versions}.\n\n"
         f"<details><summary>Settings</summary>\n\n{_table(['setting', 'value'], rows)}\n\n"
         "</details>"
+    )
+
+
+def _citation() -> str:
+    return (
+        "## Citation\n\nThe method is that of this paper; the software is "
+        f"ccsnet {__version__}.\n\n```bibtex\n{BIBTEX}\n```"
     )
 
 

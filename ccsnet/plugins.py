@@ -71,6 +71,8 @@ def find_plugin(package: str, name: str, attribute: str) -> Any:
             ) from error
     file, _, part = name.partition(".")
     hint = f"Your own is named `your_module:{attribute}`."
+    if kind == "data set":
+        hint = f"Your own is a folder with a dataset.yaml, and there is no folder {name!r} here."
     if file in plugin_names(package):
         module = importlib.import_module(f"{package}.{file}")
         parts = _parts(module)

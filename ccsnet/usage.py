@@ -34,7 +34,9 @@ def help_text(verb: str, kind: type | None, default: Any, description: str | Non
         description: The command's docstring: what it does, its usage, paragraphs.
     """
     about = ABOUT.get(verb)
-    options = [*(about.more if about else ()), *(options_of(kind, default) if kind else ())]
+    options = options_of(kind, default) if kind else []
+    held = {option.name for option in options}
+    options = [*(o for o in (about.more if about else ()) if o.name not in held), *options]
     return "\n".join([*opening(verb, description), *_options(options)])
 
 
@@ -89,7 +91,8 @@ def _options(options: Iterable[Option]) -> list[str]:
             lines += ["", *_wrapped(group.rstrip(".") + ":")]
         switch = option.off is not None and option.default is True
         name = f"{option.name}, {option.off}" if switch else option.name
-        value = "NAME" if option.value == "TEXT" and option.name in NAMES else option.value
+        word = {"run": "RUN", None: "TEXT"}.get(NAMES.get(option.name), "NAME")
+        value = option.value.replace("TEXT", word)
         lines += _entry(f"{name} {value}".rstrip(), _meaning(option))
     return [*lines, ""]
 

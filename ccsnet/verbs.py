@@ -131,7 +131,7 @@ ABOUT: dict[str, About] = {
                 "--runtime",
                 "onnxruntime|openvino",
                 ("onnxruntime", "openvino"),
-                text="RUN is a file of `ccsnet export`, which this computes; it has its own --help",
+                text="RUN is a file of `ccsnet export`, which this computes; its options differ.",
             ),
         ),
     ),

@@ -1,4 +1,4 @@
-"""What stands in README and docs: blocks of code, links, headings. One way to read them for all tests.
+"""What stands in README and docs: blocks of code, links, headings, read alike by all tests.
 
 A block of bash or Python is run by a test, or stands under `<!-- not run: the reason -->`. What
 lies between marks of what is made (`<!-- made by ... -->`, `<!-- study: ... -->`) is output.

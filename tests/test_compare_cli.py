@@ -2,12 +2,10 @@
 
 import json
 import re
-import shlex
 import shutil
 import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,9 +17,8 @@ from ccsnet import cli
 from ccsnet.checkpoint import ClassInfo, load_model, read_checkpoint, save_checkpoint
 from ccsnet.compare_causes import CAUSES
 from ccsnet.segmenter import create_segmenter
+from tests import pages
 from tests.shapes import CLASSES, IGNORED, YAML, make_shapes, tiny_model
-
-DOC = Path(__file__).parents[1] / "docs/compare.md"
 
 
 @pytest.fixture
@@ -271,15 +268,14 @@ def test_what_cannot_be_compared(call, run, other, tmp_path):
 
 
 def test_the_docs_commands_run_and_name_every_cause(call, run, other, tmp_path, monkeypatch):
-    text = DOC.read_text("utf-8")
+    text = pages.text_of("docs/compare.md")
     for name in CAUSES:
         assert f"`{name}`" in text
     shutil.copytree(run.out, tmp_path / "runs" / "photos-ccs")
     shutil.copytree(other, tmp_path / "runs" / "photos-segformer")
     monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
-    for line in block.splitlines():
-        assert call(*shlex.split(line, comments=True)[1:])[0] == 0
+    for words in pages.commands("docs/compare.md"):
+        assert call(*words[1:])[0] == 0
     assert (tmp_path / "fails.html").is_file()
     assert (tmp_path / "all.json").is_file()
 

@@ -20,6 +20,7 @@ from ccsnet.datasets._folder import read_spec
 from ccsnet.errors import InputError
 from ccsnet.heads._base import HeadConfig
 from ccsnet.segmenter import ModelConfig
+from tests import pages
 from tests.foreign import (
     B0,
     BACKBONES,
@@ -266,9 +267,6 @@ def test_another_backbone_by_name(tmp_path):
         convert(file, tmp_path / "b.safetensors", backbone="test_efficientnet")
 
 
-DOCS = Path(__file__).parents[1] / "docs" / "convert.md"
-
-
 def test_commands_and_code_of_the_docs_run(tmp_path, monkeypatch, call):
     monkeypatch.chdir(tmp_path)
     made = backbone().features.state_dict()
@@ -282,12 +280,11 @@ def test_commands_and_code_of_the_docs_run(tmp_path, monkeypatch, call):
         "street.jpg"
     )
     ran = 0
-    blocks = re.findall(r"```(bash|python)\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
-    for kind, text in blocks:
-        if kind == "python":
-            exec(compile(text, DOCS.name, "exec"), {})
-        for command in text.splitlines() if kind == "bash" else []:
-            status, _, err = call(*command.split()[1:])
+    for block in pages.blocks("docs/convert.md"):
+        if block.kind == "python":
+            pages.execute(block)
+        for command in pages.lines(block) if block.kind == "bash" else []:
+            status, _, err = call(*command[1:])
             assert (status, err) == (0, "")
             ran += 1
     assert ran >= 4

@@ -116,13 +116,21 @@ def test_a_torch_that_cannot_be_imported(place, monkeypatch):
     assert "GPU" not in told
 
 
-def test_a_gpu_that_this_torch_cannot_use(place, monkeypatch):
+@pytest.mark.parametrize(("built", "cause"), [(None, "a torch"), ("13.0", "a newer driver")])
+def test_a_gpu_that_this_torch_cannot_use(place, monkeypatch, built, cause):
     import torch
 
+    program = place / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'GPU 0: Some Card 24GB (UUID: GPU-1234)'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.version, "cuda", None)
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert found("Devices")["GPU"].state == "broken"
+    monkeypatch.setattr(torch.version, "cuda", built)
+    told = found("Devices")["GPU"]
+    assert (told.state, told.found) == ("broken", "Some Card 24GB, which this torch cannot use")
+    assert cause in told.mend
+    program.write_text("#!/bin/sh\necho 'no devices' >&2; exit 9\n")
+    assert found("Devices")["GPU"].state == "note"
 
 
 def test_a_gpu(place, monkeypatch):

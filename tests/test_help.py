@@ -65,7 +65,7 @@ def terminal(monkeypatch):
 
 
 def test_every_command_has_examples():
-    assert set(ABOUT) >= {*COMMANDS, "data"}
+    assert set(ABOUT) == {*COMMANDS, "data"}
     for verb, about in ABOUT.items():
         assert len(about.examples) in (2, 3), verb
         for line, meaning in about.examples:
@@ -166,6 +166,14 @@ def test_the_recipe_gives_the_defaults(capsys):
     assert re.search(r"--steps N\s+Optimizer steps. \[100\]", capsys.readouterr().out)
 
 
+def test_exported_models_have_options_of_their_own(capsys):
+    assert cli.run(["predict", "--runtime", "onnxruntime", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("usage: ccsnet predict --runtime onnxruntime MODEL.onnx")
+    assert len(re.findall(r"^  --runtime", told, re.MULTILINE)) == 1
+    assert "--threads" in told
+
+
 def test_where_the_source_is_not_there(monkeypatch):
     monkeypatch.setattr(options, "_bodies", lambda file: {})
     kind = arguments.kind_of(cli.VERBS["bench"]).kind
@@ -195,6 +203,7 @@ def test_all_commands_at_a_glance(terminal, capsys):
         ("train photos --stps 5", "--steps"),
         ("export runs/x --to onx", "onnx"),
         ("doctor --jsn x", "--json"),
+        ("train fotos", "dataset.yaml, and there is no folder 'fotos' here."),
         ("completion tcsh", "Perhaps you meant"),
     ],
 )

@@ -1,6 +1,5 @@
 import inspect
 import re
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -25,6 +24,7 @@ from ccsnet.losses import _upsampled
 from ccsnet.losses._base import total_weight
 from ccsnet.losses._upsampled import upsampled_cross_entropy
 from ccsnet.plugins import find_plugin, plugin_names
+from tests import pages
 
 
 def naive(logits: np.ndarray, label: np.ndarray, ignore_index: int) -> float:
@@ -463,7 +463,7 @@ def test_total_weight_is_cross_entropy_s_count():
 
 # The document
 
-DOCUMENT = (Path(__file__).parents[1] / "docs" / "losses.md").read_text(encoding="utf-8")
+DOCUMENT = pages.text_of("docs/losses.md")
 
 
 @pytest.mark.parametrize("name", plugin_names("ccsnet.losses"))
@@ -475,10 +475,10 @@ def test_the_document_tells_options_and_defaults(name):
 
 
 def test_the_document_s_examples_work(tmp_path, monkeypatch):
-    texts, own = re.findall(r"^```(?:python)?\n(.*?)```", DOCUMENT, re.DOTALL | re.MULTILINE)
-    (tmp_path / "my_documented.py").write_text(own)
+    texts, own = pages.all_blocks("docs/losses.md")
+    (tmp_path / "my_documented.py").write_text(own.text)
     monkeypatch.syspath_prepend(tmp_path)
-    for line in texts.splitlines()[:-1]:
+    for line in texts.text.splitlines()[:-1]:
         parse_loss(re.split(r"  +", line)[0])
     logits, label = example(12)
     value = SegmentationLoss("my_documented:Brier")(Output(logits), label)["final"].item()

@@ -2,10 +2,8 @@
 
 import json
 import re
-import shlex
 import shutil
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +13,9 @@ from ccsnet.boundary import band_width
 from ccsnet.calibration import NUM_BINS
 from ccsnet.report import NAMED_CLASSES
 from ccsnet.scores import CLASS_SCORES, LEVEL, MEANS, OVERALL, RESAMPLES
+from tests import pages
 
-PAGE = (Path(__file__).parents[1] / "docs/metrics.md").read_text("utf-8")
-BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", PAGE, re.DOTALL)
+PAGE = pages.text_of("docs/metrics.md")
 
 
 @pytest.fixture
@@ -32,18 +30,16 @@ def folder(run, tmp_path, monkeypatch):
 
 def test_commands_and_code_run(folder, capsys):
     ran = 0
-    for kind, text in BLOCKS:
-        if kind == "python":
-            named: dict = {}
-            exec(compile(text, "docs/metrics.md", "exec"), named)
+    for block in pages.blocks("docs/metrics.md"):
+        if block.kind == "python":
+            named = pages.execute(block)
             if "counts" in named:
                 assert named["metrics"].miou == 0.5
                 np.testing.assert_array_equal(named["metrics"].iou, [0.5, 0.5, np.nan])
             else:
                 assert named["low"] <= named["metrics"].miou <= named["high"]
             continue
-        for line in text.splitlines():
-            command = shlex.split(line, comments=True)
+        for command in pages.lines(block):
             assert command[:2] == ["ccsnet", "evaluate"]
             assert cli.run(command[1:]) == 0, capsys.readouterr().err
             ran += 1

@@ -1,7 +1,6 @@
 """docs/predict.md and docs/hub.md: their commands and their Python run as they stand there."""
 
 import re
-import shlex
 import shutil
 from pathlib import Path
 
@@ -14,23 +13,11 @@ import ccsnet
 from ccsnet import cli
 from ccsnet.cli_predict import PredictArguments
 from ccsnet.outputs import KINDS
-from tests import test_push
+from tests import pages, test_push
 from tests.test_video import make_video
 
-DOCS = Path(__file__).parents[1] / "docs"
-PAGE, HUB_PAGE = ((DOCS / f"{name}.md").read_text("utf-8") for name in ("predict", "hub"))
+PAGE = pages.text_of("docs/predict.md")
 hub = test_push.hub
-
-
-def blocks(page, kind):
-    """The code blocks of a kind, also those that are set in."""
-    found = re.findall(rf"^( *)```{kind}\n(.*?)^ *```", page, re.DOTALL | re.MULTILINE)
-    return [re.sub(rf"^{space}", "", text, flags=re.MULTILINE) for space, text in found]
-
-
-def commands(page):
-    lines = [line for text in blocks(page, "bash") for line in text.splitlines()]
-    return [shlex.split(line, comments=True) for line in lines]
 
 
 @pytest.fixture
@@ -51,7 +38,7 @@ def place(run, tmp_path, monkeypatch):
 
 def test_the_page_about_predicting(place, capsys):
     ran = []
-    for program, verb, *arguments in commands(PAGE):
+    for program, verb, *arguments in pages.commands("docs/predict.md"):
         if program == "torchrun":  # tests/test_folders.py runs it.
             options = get_args_parser().parse_args([verb, *arguments])
             assert options.module
@@ -65,8 +52,8 @@ def test_the_page_about_predicting(place, capsys):
     for path in ("predictions/overlay/photo.png", "maps/area.csv", "archive.json", "labelled.mp4"):
         assert Path(path).is_file()
     names: dict = {}
-    for text in blocks(PAGE, "python"):
-        exec(compile(text, "docs/predict.md", "exec"), names)
+    for block in pages.blocks("docs/predict.md", "python"):
+        pages.execute(block, names)
     assert names["result"].labelled == 4
 
 
@@ -84,17 +71,11 @@ def test_options_and_kinds_of_the_page_exist(capsys):
 
 
 def test_the_page_about_the_hub(place, hub, capsys):
-    ran = [command for command in commands(HUB_PAGE) if command[0] == "ccsnet"]
+    ran = [command for command in pages.commands("docs/hub.md") if command[0] == "ccsnet"]
     for _, *arguments in ran:
         assert cli.run(arguments) == 0, capsys.readouterr().err
     assert [command[1] for command in ran] == ["push", "predict"]
     assert hub.private == {"me/photos": True}
-    (text,) = blocks(HUB_PAGE, "python")
-    exec(compile(text, "docs/hub.md", "exec"), {})
+    (block,) = pages.blocks("docs/hub.md", "python")
+    pages.execute(block)
     assert [*hub.repositories] == ["me/photos"]
-
-
-def test_links_lead_somewhere():
-    for page in (PAGE, HUB_PAGE):
-        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page):
-            assert (DOCS / target).exists(), target

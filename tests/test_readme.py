@@ -4,7 +4,6 @@ Only the size of the training is made small; the commands themselves are as writ
 """
 
 import re
-import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,16 +14,9 @@ from PIL import Image
 import ccsnet.recipes
 from ccsnet import cli, cli_bench
 from ccsnet.heads._base import HeadConfig
+from tests import pages
 
-README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
-COMMANDS = [
-    shlex.split(line, comments=True)
-    for kind, text in BLOCKS
-    if kind == "bash"
-    for line in text.splitlines()
-    if line.strip()
-]
+COMMANDS = pages.commands("README.md")
 
 
 @pytest.fixture
@@ -69,20 +61,14 @@ def test_commands_and_code_run(photos, monkeypatch, capsys):
             ran += 1
     assert ran >= 4
     assert Path("predictions/overlay/street.png").is_file()
-    for kind, text in BLOCKS:
-        if kind == "python":
-            exec(compile(text, "README.md", "exec"), {})
+    for block in pages.blocks("README.md", "python"):
+        pages.execute(block)
     assert Path("street.png").is_file()
 
 
 def test_the_two_commands_of_the_first_screen_are_in_the_makefile():
-    makefile = (README.parent / "Makefile").read_text()
+    makefile = (pages.ROOT / "Makefile").read_text()
     made = [command[1] for command in COMMANDS if command[0] == "make"]
     assert made[:2] == ["demo", "test"]
     for target in made:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
-
-
-def test_links_to_files_exist():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README.read_text("utf-8")):
-        assert (README.parent / target).exists(), target

@@ -43,7 +43,7 @@ def test_the_version_stands_in_one_place():
 
 
 def test_the_changelog():
-    """In the form of Keep a Changelog: newest first, with dates, kinds of changes by their names."""
+    """In the form of Keep a Changelog: newest first, dated, and kinds of changes by their names."""
     text = (ROOT / "CHANGELOG.md").read_text("utf-8")
     heads = re.findall(r"^## \[(.+?)\](?: - (.+))?$", text, re.MULTILINE)
     versions = [(name, date) for name, date in heads if name != "Unreleased"]

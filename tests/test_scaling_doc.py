@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import re
-import shlex
 import signal
 import subprocess
 import time
@@ -19,12 +18,12 @@ from benchmarks import scaling
 from ccsnet import cli
 from ccsnet.config import RunConfig
 from ccsnet.train import Interrupted
+from tests import pages
+from tests.pages import ROOT
 
-ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs/scaling.md").read_text("utf-8")
+PAGE = pages.text_of("docs/scaling.md")
 SCRIPT = ROOT / "docs/slurm/train.sbatch"
-LINES = "".join(re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)).splitlines()
-COMMANDS = [shlex.split(line) for line in LINES if line]
+COMMANDS = pages.commands("docs/scaling.md")
 OF_THE_VERB = {"--recipe", "--resume", "--out"}
 OF_OTHERS = {"--signal", "--requeue", "--cpus-per-task", "--print", "--step-seconds"}
 
@@ -109,11 +108,6 @@ def test_options_in_the_text_exist():
     named = set(re.findall(r"(?<!\S)--[a-z][a-z-]*", inline))
     assert named
     assert named <= allowed_options() | theirs
-
-
-def test_links_to_files_exist():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", PAGE):
-        assert (ROOT / "docs" / target).exists(), target
 
 
 @pytest.mark.slow

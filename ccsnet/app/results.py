@@ -52,6 +52,8 @@ class Look(NamedTuple):
     attention: Attention
     label: Integer[np.ndarray, "_ _"]
     """The classes that it found then, which in windows may be others."""
+    seen: tuple[int, int]
+    """Height and width at which it saw the image."""
 
     @property
     def num_bytes(self) -> int:
@@ -119,9 +121,9 @@ class Shelf:
 
 def config_for(config: PredictConfig, seen: str) -> PredictConfig:
     """The settings of a way to see images: "tested", as they are, or "windows" at full size."""
-    if seen == "windows":
-        return replace(config, window=config.window or WINDOW, own_size=True)
-    return config
+    if seen == "tested" or (config.window and config.own_size is not False):
+        return config
+    return replace(config, window=config.window or WINDOW, own_size=True)
 
 
 def view_of(
@@ -150,7 +152,7 @@ def view_of(
     dtype = np.uint8 if predictor.info.ignore_index == 255 else np.uint16
     label = grid.label(0, size).cpu().numpy().astype(dtype)
     scale = min(1.0, (CONFIDENCE_PIXELS / (size[0] * size[1])) ** 0.5)
-    small = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+    small = (max(1, int(size[0] * scale)), max(1, int(size[1] * scale)))
     confidence = grid.confidence(0, small).float().cpu().numpy()
     counts = areas_of(label, len(predictor.classes))
     return View(
@@ -163,13 +165,16 @@ def view_of(
 
 
 def _seen_text(pipeline: Pipeline, size: tuple[int, int], bands: int) -> str:
-    window = pipeline.plan(size, bands).window
-    height, width = pipeline.seen_size(size, max(pipeline.config.scales), window)
-    if window is None:
-        return f"Seen at once, at {width} × {height}"
-    windows = pipeline.num_windows(size, window)
-    plural = "s" * (windows != 1)
-    return f"Seen in {windows} window{plural} of {window[0]}, at {width} × {height}"
+    window, config = pipeline.plan(size, bands).window, pipeline.config
+    height, width = pipeline.seen_size(size, max(config.scales), window)
+    passes = len(pipeline.models) * len(config.scales) * (1 + config.flip)
+    often = f"in {passes} passes, " if passes > 1 else ""
+    at = "at most" if len(config.scales) > 1 else "at"
+    where = "at once"
+    if window is not None:
+        windows = pipeline.num_windows(size, window, max(config.scales))
+        where = f"in {windows} window{'s' * (windows != 1)} of {window[0]}"
+    return f"Seen {where}, {often}{at} {width} × {height}"
 
 
 def facts_of(result: Result) -> dict[str, Any]:

@@ -27,13 +27,14 @@ from ccsnet.app.results import (
 from ccsnet.app.settings import AppSettings
 from ccsnet.app.state import App, Load, NotThereError, check_models
 from ccsnet.app.why import explain, look_at
+from ccsnet.data.decode import IMAGE_KINDS
 from ccsnet.data.images import image_size, read_image
 from ccsnet.datasets._spec import ignore_index_of
 from ccsnet.draw import overlay, rgb_of
 from ccsnet.errors import InputError
 from ccsnet.predict import Prediction, Predictor
 from ccsnet.predict_config import PredictConfig
-from ccsnet.serve.uploads import TOO_LARGE, UploadError, check_num_bytes, decode_upload
+from ccsnet.serve.uploads import NO_IMAGE, TOO_LARGE, UploadError, check_num_bytes, decode_upload
 
 STATIC = Path(__file__).parent / "static"
 KINDS = {
@@ -172,8 +173,17 @@ async def _open_upload(request: Request) -> Response:
     except ClientDisconnect:
         return Response(status_code=400)
     name = request.query_params.get("name", "")[:MAX_NAME] or "image"
-    channels = app.predictors[0].info.channels
-    return _begun(request, name, lambda: decode_upload(bytes(data), channels, app.limits))
+    return _begun(request, name, lambda: _decoded(bytes(data), app))
+
+
+def _decoded(data: bytes, app: App) -> Num[np.ndarray, "_ _ _"]:
+    try:
+        return decode_upload(data, app.predictors[0].info.channels, app.limits)
+    except UploadError as error:
+        if error.status != NO_IMAGE:
+            raise
+        text = f"This is no image that can be read. Open a {IMAGE_KINDS} file."
+        raise UploadError(NO_IMAGE, text) from error
 
 
 def _begun(request: Request, name: str, load: Load) -> Response:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ccsnet.app.results import Look, Result
 from ccsnet.attention import attention_head, attention_of
-from ccsnet.data.transforms import scaled_size
+from ccsnet.data.transforms import aligned_size, scaled_size
 from ccsnet.errors import InputError
 from ccsnet.predict import Predictor
 from ccsnet.upsample import upsample_argmax
@@ -35,10 +35,12 @@ def look_at(result: Result, index: int, predictor: Predictor) -> Look:
         InputError: The model is not one of which it is known, or the image too long for it.
     """
     if index not in result.looks:
-        attention = attention_of(predictor, _fitting(result.image, predictor))
+        image, info = _fitting(result.image, predictor), predictor.info
+        attention = attention_of(predictor, image)
+        seen = aligned_size(image.shape[:2], info.short_side, info.long_side)
         label = upsample_argmax(attention.logits[None], attention.size)[0]
         dtype = result.views[index].label.dtype
-        result.looks[index] = Look(attention, label.numpy().astype(dtype))
+        result.looks[index] = Look(attention, label.numpy().astype(dtype), seen)
     return result.looks[index]
 
 
@@ -106,7 +108,7 @@ def explain(look: Look, result: Result, index: int, row: int, column: int) -> di
         ],
         "everything": _parts(attention.seen_from(seen[0], seen[1])),
         "grid": list(attention.sources.shape[1:]),
-        "seen": [*attention.size],
+        "seen": [*look.seen],
     }
 
 

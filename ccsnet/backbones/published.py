@@ -19,6 +19,8 @@ class PublishedWeights(NamedTuple):
     """Channel means of the images that the weights were trained on, 0-255."""
     std: tuple[float, ...]
     """Channel deviations, likewise."""
+    hub_id: str | None
+    """Their repository on the Hugging Face hub, where they are there."""
 
 
 def published_weights(name: str) -> PublishedWeights:
@@ -30,4 +32,5 @@ def published_weights(name: str) -> PublishedWeights:
     else:
         tag, licence = "-", MIT_WEIGHTS if name in FAMILIES["MiT"] else "-"
     mean, std = (tuple(255 * value for value in values) for values in (config.mean, config.std))
-    return PublishedWeights(tag, licence, mean, std)
+    hub_id = (config.hf_hub_id or None) if config.has_weights else None
+    return PublishedWeights(tag, licence, mean, std, hub_id)

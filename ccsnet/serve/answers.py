@@ -16,6 +16,8 @@ from ccsnet.draw import overlay, rgb_of
 from ccsnet.serve.models import Facts
 
 PNG, JPEG = "image/png", "image/jpeg"
+MEDIA = {"label": PNG, "palette": PNG, "overlay": PNG, "overlay-jpeg": JPEG}
+"""What the pictures are written as."""
 QUALITY = 90  # Of JPEG.
 AREAS = "areas.json"
 """The file in an archive that says what the others are."""
@@ -54,14 +56,14 @@ def overlay_picture(
 
 
 def picture_of(
-    output: str, media: str, facts: Facts
+    output: str, facts: Facts
 ) -> Callable[[Num[np.ndarray, "H W C"], Integer[np.ndarray, "H W"]], bytes]:
-    """What makes the picture of an output."""
+    """What makes the picture of an output, one of `MEDIA`."""
+    media = MEDIA[output]
     return {
         "label": lambda image, label: index_png(label),
         "palette": lambda image, label: palette_png(label, facts),
-        "overlay": lambda image, label: overlay_picture(image, label, facts, media),
-    }[output]
+    }.get(output, lambda image, label: overlay_picture(image, label, facts, media))
 
 
 def areas(label: Integer[np.ndarray, "H W"], facts: Facts) -> dict[str, Any]:

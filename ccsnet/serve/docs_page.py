@@ -9,11 +9,12 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-a
 """What a browser may load for the page. Source: Content Security Policy Level 3."""
 
 
-def docs_page(document: dict[str, Any]) -> str:
+def docs_page(document: dict[str, Any], base: str) -> str:
     """HTML of an OpenAPI document.
 
     Args:
         document: As `FastAPI.openapi` gives it.
+        base: The server's address, as its reader knows it.
     """
     text = Path(__file__).with_name("docs.html").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True).from_string(text)
@@ -22,7 +23,13 @@ def docs_page(document: dict[str, Any]) -> str:
         for path, methods in document["paths"].items()
         for method, about in methods.items()
     ]
-    return template.render(info=document["info"], routes=routes, schemas=_schemas(document))
+    return template.render(
+        info=document["info"],
+        base=base.rstrip("/"),
+        token=any(route["closed"] for route in routes),
+        routes=routes,
+        schemas=_schemas(document),
+    )
 
 
 def _route(about: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:

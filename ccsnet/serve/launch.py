@@ -76,7 +76,7 @@ def serve(
     port: int,
     token: str | None,
     ready: Callable[[str, WorkerEngine], None],
-) -> None:
+) -> int:
     """Open a model and answer requests until a signal asks to stop; then finish what was taken.
 
     Args:
@@ -86,6 +86,9 @@ def serve(
         port: Its port; 0: one that is free.
         token: What clients must know.
         ready: Told the server's URL and the model when the first request can come.
+
+    Returns:
+        How many images that were taken could not be finished in time.
 
     Raises:
         InputError: The address or the model cannot be used.
@@ -97,7 +100,9 @@ def serve(
             app = create_app(engine, settings, token)
             number = listening.getsockname()[1]
             shown = f"[{host}]" if ":" in host else host
-            asyncio.run(_run(app, listening, lambda: ready(f"http://{shown}:{number}", engine)))
+            return asyncio.run(
+                _run(app, listening, lambda: ready(f"http://{shown}:{number}", engine))
+            )
         finally:
             engine.stop()
 
@@ -111,7 +116,7 @@ class Server(uvicorn.Server):
         yield
 
 
-async def _run(app: FastAPI, listening: socket.socket, ready: Callable[[], None]) -> None:
+async def _run(app: FastAPI, listening: socket.socket, ready: Callable[[], None]) -> int:
     serving: Serving = app.state.serving
     grace = serving.settings.grace
     config = uvicorn.Config(
@@ -130,6 +135,7 @@ async def _run(app: FastAPI, listening: socket.socket, ready: Callable[[], None]
     server = Server(config)
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
+    left = 0
 
     def stop(number: int, frame: FrameType | None = None) -> None:
         if serving.stopping:  # Who asks twice does not want to wait.
@@ -139,12 +145,12 @@ async def _run(app: FastAPI, listening: socket.socket, ready: Callable[[], None]
         loop.call_soon_threadsafe(asked.set)
 
     async def drain() -> None:
+        nonlocal left
         await asked.wait()
         until = loop.time() + grace
         while serving.places.taken and loop.time() < until and not server.should_exit:
             await asyncio.sleep(POLL)
-        if serving.places.taken:
-            LOG.warning("%d image(s) were not finished in %g s.", serving.places.taken, grace)
+        left = serving.places.taken
         server.should_exit = True
 
     async def announce() -> None:
@@ -163,3 +169,4 @@ async def _run(app: FastAPI, listening: socket.socket, ready: Callable[[], None]
         await asyncio.gather(*helpers, return_exceptions=True)
         for number, handler in before.items():
             signal.signal(number, handler)
+    return left

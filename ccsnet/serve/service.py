@@ -14,7 +14,7 @@ from jaxtyping import Num
 
 import ccsnet
 from ccsnet.data.parallel import num_processors
-from ccsnet.serve.answers import JPEG, PNG, archive, areas, picture_of
+from ccsnet.serve.answers import JPEG, MEDIA, PNG, archive, areas, picture_of
 from ccsnet.serve.bodies import Sent, many_images, one_image, unless_gone
 from ccsnet.serve.docs_page import POLICY, docs_page
 from ccsnet.serve.engine import Engine
@@ -27,7 +27,6 @@ from ccsnet.serve.schemas import BATCH, IMAGE, Areas, Batch, Classes, Health, pi
 from ccsnet.serve.settings import ServeSettings
 from ccsnet.serve.uploads import (
     TOO_LARGE,
-    UNUSABLE,
     Limits,
     UploadError,
     decode_upload,
@@ -38,8 +37,7 @@ ZIP = "application/zip"
 DECODED = 6
 """Bytes that decoded images have together at most, for each of --max-pixels: two of the largest."""
 
-Output = Literal["label", "palette", "areas", "overlay"]
-Format = Literal["png", "jpeg"]
+Output = Literal["label", "palette", "areas", "overlay", "overlay-jpeg"]
 Result = TypeVar("Result")
 
 
@@ -95,13 +93,13 @@ class Serving:
                 raise UploadError(label.status, label.text)
             return await self.in_thread(make, image, label)
 
-    async def one_of_batch(self, sent: Sent, output: Output, media: str) -> dict[str, Any]:
+    async def one_of_batch(self, sent: Sent, output: Output) -> dict[str, Any]:
         """What becomes of an image of several; with `data` where it has a picture."""
 
         def make(image: np.ndarray, label: Label) -> dict[str, Any]:
             found: dict[str, Any] = {"status": 200, "result": areas(label, self.engine.facts)}
             if output != "areas":
-                found["data"] = picture_of(output, media, self.engine.facts)(image, label)
+                found["data"] = picture_of(output, self.engine.facts)(image, label)
             return found
 
         try:
@@ -131,7 +129,11 @@ def create_app(
     )
     app.state.serving = serving
     add_handlers(app)
-    app.add_middleware(Gate, metrics=serving.metrics)  # pyright: ignore[reportArgumentType]
+    app.add_middleware(
+        Gate,  # pyright: ignore[reportArgumentType]
+        metrics=serving.metrics,
+        patience=settings.max_batch_bytes,
+    )
 
     def permitted(request: Request) -> None:
         check_token(request, token)
@@ -157,6 +159,7 @@ def create_app(
         response_class=Response,
         openapi_extra=IMAGE,
         summary="Label an image",
+        response_description="What `output` says.",
     )
     async def predict(
         request: Request,
@@ -165,23 +168,22 @@ def create_app(
             Query(
                 description="label: a PNG whose grey values are class numbers, of the image's "
                 "size; palette: the same with the classes' colours as palette; overlay: the "
-                "classes painted over the image; areas: JSON with the classes' shares."
+                "classes painted over the image; overlay-jpeg: the same, smaller; areas: JSON with "
+                "the classes' shares."
             ),
         ] = "label",
-        format: Annotated[Format, Query(description="Of an overlay.")] = "png",
     ) -> Response:
         if (answer := turned_away(request)) is not None:
             return answer
-        media = _media(output, format)
         async with asyncio.timeout(settings.timeout):
             with serving.places.take():
                 data = await one_image(request, settings)
                 if output == "areas":
                     work = serving.result(data, lambda _, label: areas(label, engine.facts))
                     return JSONResponse(await unless_gone(request, work))
-                picture = picture_of(output, media, engine.facts)
+                picture = picture_of(output, engine.facts)
                 work = serving.result(data, picture)
-                return Response(await unless_gone(request, work), media_type=media)
+                return Response(await unless_gone(request, work), media_type=MEDIA[output])
 
     @app.post(
         "/predict/batch",
@@ -190,6 +192,7 @@ def create_app(
         response_class=Response,
         openapi_extra=BATCH,
         summary="Label several images",
+        response_description="What became of each image.",
     )
     async def predict_batch(
         request: Request,
@@ -201,11 +204,9 @@ def create_app(
                 "that cannot be used has its error there, and the others go on."
             ),
         ] = "areas",
-        format: Annotated[Format, Query(description="Of overlays.")] = "png",
     ) -> Response:
         if (answer := turned_away(request)) is not None:
             return answer
-        media = _media(output, format)
         async with asyncio.timeout(settings.timeout):
             with serving.places.take():
                 files = await many_images(request, settings)
@@ -216,17 +217,21 @@ def create_app(
                         "once here. Send fewer.",
                     )
                 with serving.places.take(len(files) - 1):
-                    work = _all(serving.one_of_batch(file, output, media) for file in files)
+                    work = _all(serving.one_of_batch(file, output) for file in files)
                     results = await unless_gone(request, work)
             pictures = [result.pop("data", None) for result in results]
             if output == "areas":
                 return JSONResponse({"images": results})
-            suffix = ".jpg" if media == JPEG else ".png"
+            suffix = ".jpg" if MEDIA[output] == JPEG else ".png"
             packed = await serving.in_thread(archive, results, pictures, suffix)
         return Response(packed, media_type=ZIP)
 
     @app.get(
-        "/classes", dependencies=closed, responses=problems(*unauthorised), summary="The classes"
+        "/classes",
+        dependencies=closed,
+        responses=problems(*unauthorised),
+        summary="The classes",
+        response_description="By class number.",
     )
     async def classes() -> Classes:
         facts = engine.facts
@@ -247,6 +252,7 @@ def create_app(
         "/health",
         responses={503: {"model": Health, "description": "Not for the moment."}},
         summary="Whether images are taken",
+        response_description="They are.",
     )
     async def health(response: Response) -> Health:
         response.status_code = 200 if serving.status == "ready" else 503
@@ -259,27 +265,21 @@ def create_app(
         responses={200: {"content": {"text/plain": {}}}, **problems(*unauthorised)},
         response_class=Response,
         summary="Counts for Prometheus",
+        response_description="In its text format.",
     )
     async def metrics() -> Response:
         return Response(serving.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return HTMLResponse(docs_page(app.openapi()), headers={"Content-Security-Policy": POLICY})
+    async def docs(request: Request) -> HTMLResponse:
+        page = docs_page(app.openapi(), str(request.base_url))
+        return HTMLResponse(page, headers={"Content-Security-Policy": POLICY})
 
     @app.get("/", include_in_schema=False)
     async def start() -> RedirectResponse:
         return RedirectResponse("docs")
 
     return app
-
-
-def _media(output: Output, format: Format) -> str:
-    if format == "jpeg" and output != "overlay":
-        raise UploadError(
-            UNUSABLE, f"The output {output!r} is exact, which a JPEG is not; leave out `format`."
-        )
-    return JPEG if format == "jpeg" else PNG
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:

@@ -27,6 +27,9 @@ def on_files(files: Any, *, config: Any) -> Any:
         text, pictures = notebook_as_markdown(json.loads(notebook.content_string))
         page = notebook.src_uri.removesuffix(".ipynb")
         text = text.replace("PICTURES", page.rpartition("/")[2])
+        text = text.replace(
+            "\n\n", f"\n\nThe notebook `docs/{notebook.src_uri}`, as it ran.\n\n", 1
+        )
         files.append(File.generated(config, f"{page}.md", content=text))
         for name, data in pictures.items():
             files.append(File.generated(config, f"{page}-{name}", content=data))
@@ -78,7 +81,7 @@ def notebook_as_markdown(notebook: dict) -> tuple[str, dict[str, bytes]]:
 def _output(output: dict, pictures: dict[str, bytes]) -> list[str]:
     """A cell's output: printed text, or a picture, or how a value is shown."""
     if output["output_type"] == "stream":
-        return [f"```text\n{''.join(output['text']).rstrip()}\n```"]
+        return [_said("".join(output["text"]))]
     data = output.get("data", {})
     for kind, suffix in IMAGE.items():
         if kind in data:
@@ -86,4 +89,8 @@ def _output(output: dict, pictures: dict[str, bytes]) -> list[str]:
             name = f"{binascii.crc32(content):08x}{suffix}"
             pictures[name] = content
             return [f"![output](PICTURES-{name})"]
-    return [f"```text\n{''.join(data['text/plain'])}\n```"] if "text/plain" in data else []
+    return [_said("".join(data["text/plain"]))] if "text/plain" in data else []
+
+
+def _said(text: str) -> str:
+    return f"```{{.text .output}}\n{text.rstrip()}\n```"

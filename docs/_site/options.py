@@ -4,6 +4,7 @@ Nothing is listed by hand: commands, options, meanings and defaults are those of
 """
 
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
@@ -86,7 +87,7 @@ def as_markdown(verb: Verb, like: Verb | None = None) -> str:
     else:
         for group, options in groupby(verb.options, lambda option: option.group):
             if group:
-                parts.append(f"### {group.partition('. ')[0].rstrip('.')}")
+                parts.append(f"### {re.split('[.;]( |$)', group)[0]}")
             parts.append(_table(options))
     return "\n\n".join(parts)
 
@@ -114,9 +115,9 @@ def _table(options: Iterable[Option]) -> str:
     lines = ["| option | value | default | meaning |", "|---|---|---|---|"]
     for option in options:
         typed = f"`{option.name}`" + (f"<br>`{option.off}`" if option.default is True else "")
-        value = f"`{option.value}`" if option.value else ""
+        value = f"<code>{option.value}</code>" if option.value else ""
         cells = (typed, value, shown(option), option.text)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append("| " + " | ".join(cell.replace("|", "&#124;") for cell in cells) + " |")
     return "\n".join(lines)
 
 

@@ -40,8 +40,8 @@ export function fromFile(file, about) {
     if (file.size > about.max_bytes) {
       const limit = Math.round(about.max_bytes / 2 ** 20);
       throw new Refused(
-        `${file.name} has ${Math.round(file.size / 2 ** 20)} MiB; at most ${limit} are taken. ` +
-          "Send it smaller, or cut it into tiles.",
+        `${Math.ceil(file.size / 2 ** 20)} MiB are too many, at most ${limit} are taken ` +
+          "(--max-megabytes). Make it smaller, or cut it into tiles.",
       );
     }
     return post("/api/images", { ...query, name: file.name }, file);

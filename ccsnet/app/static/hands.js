@@ -38,10 +38,10 @@ export function handle(pane, act) {
       if (event.pointerType !== "touch") act.point(view.pixel(...at));
       return;
     }
-    const [dx, dy] = [at[0] - before[0], at[1] - before[1]];
-    moved += Math.abs(dx) + Math.abs(dy);
+    moved += Math.abs(at[0] - before[0]) + Math.abs(at[1] - before[1]);
+    if (pointers.size === 1 && moved <= CLICK) return; // From where it was pressed it is dragged.
     if (pointers.size === 2) pinch(event.pointerId, before, at);
-    else if (moved > CLICK) view.pan(dx, dy);
+    else view.pan(at[0] - before[0], at[1] - before[1]);
     pointers.set(event.pointerId, at);
     canvas.classList.toggle("dragged", moved > CLICK);
     act.changed();
@@ -65,8 +65,9 @@ export function handle(pane, act) {
   };
   canvas.addEventListener("pointerup", (event) => over(event, true));
   canvas.addEventListener("pointercancel", (event) => over(event, false));
-  canvas.addEventListener("pointerleave", () => {
-    if (!pointers.size) act.point(scene.cursor);
+  canvas.addEventListener("pointerleave", (event) => {
+    // A finger that is lifted leaves, too: what it touched stays named.
+    if (!pointers.size && event.pointerType !== "touch") act.point(scene.cursor);
   });
   canvas.addEventListener("blur", () => act.move(null));
 

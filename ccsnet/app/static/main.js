@@ -74,7 +74,7 @@ async function open(one, seen = scene.seen) {
     find("seen").value = seen;
     show(facts, pixels, smaller);
   } catch (error) {
-    if (mine === working) complain(error);
+    if (mine === working) complain(new Error(`${one.name}: ${error.message}`));
   } finally {
     if (mine === working) {
       working = null;
@@ -308,7 +308,9 @@ function showFolder() {
   button.textContent = `Label the folder (${folder.length})`;
   const sources = folder.map((name, number) => fromFolder(number, name));
   button.addEventListener("click", () => runGallery(sources));
-  if (folder.length) find("to-gallery").textContent = `Gallery (${folder.length})`;
+  const count = Object.assign(document.createElement("span"), { className: "wide" });
+  count.textContent = folder.length ? ` (${folder.length})` : "";
+  find("to-gallery").append(count);
 }
 
 start().catch(complain);

@@ -70,13 +70,17 @@ export function heat(value) {
   return HEAT[from].map((part, i) => Math.round(part + (HEAT[from + 1][i] - part) * (place - from)));
 }
 
-// A small canvas with a pixel for every place of a grid of weights, in thousandths.
+// A small canvas with a pixel for every place of a grid of weights, in thousandths; where there is
+// little the picture shines through.
 export function heatCanvas(weights, [rows, columns]) {
   const canvas = document.createElement("canvas");
   Object.assign(canvas, { width: columns, height: rows });
   const context = canvas.getContext("2d");
   const image = context.createImageData(columns, rows);
-  weights.forEach((weight, i) => image.data.set([...heat(weight / 1000), 255], 4 * i));
+  weights.forEach((weight, i) => {
+    const alpha = Math.round(255 * (0.1 + 0.9 * (weight / 1000) ** 0.7));
+    image.data.set([...heat(weight / 1000), alpha], 4 * i);
+  });
   context.putImageData(image, 0, 0);
   return canvas;
 }

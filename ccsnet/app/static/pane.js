@@ -78,9 +78,9 @@ export class Pane {
   drawHeat(context, place) {
     context.save();
     context.fillStyle = "#000";
-    context.globalAlpha = 0.45;
+    context.globalAlpha = 0.35;
     context.fillRect(...place);
-    context.globalAlpha = 0.6;
+    context.globalAlpha = 0.8;
     context.imageSmoothingEnabled = true;
     context.imageSmoothingQuality = "high";
     context.drawImage(this.scene.why.heat, ...place);
