@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TOKEN = "CCSNET_TOKEN"
 SHORTEST_TOKEN = 16
-MODULES = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
+MODULES = ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "jinja2")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,6 +70,17 @@ async def many_images(request: Request, settings: ServeSettings) -> list[Sent]:
     return await _files(request, settings.max_batch_bytes + FRAME, settings.max_files)
 
 
+def places_of(request: Request, settings: ServeSettings) -> int:
+    """How many images of the largest size a form may hold the bytes of, known before it is read.
+
+    A form takes so many places while it comes, so that all bodies together have a bound.
+    """
+    declared = _declared(request)
+    size = settings.max_batch_bytes if declared is None else declared
+    most = -(-settings.max_batch_bytes // settings.max_bytes)
+    return min(max(1, -(-size // settings.max_bytes)), most, settings.queue)
+
+
 async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
     """What work comes to; it is cancelled when the client goes away, or this is cancelled.
 
@@ -111,8 +122,7 @@ def _kind(request: Request) -> str:
 
 async def _limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:
     """The body, part by part, unless it says that it is too large, or is."""
-    declared = request.headers.get("content-length", "")
-    if declared.isascii() and declared.isdigit() and int(declared[:20]) > most:
+    if (_declared(request) or 0) > most:
         raise _too_large(most)
     total = 0
     async for part in request.stream():
@@ -120,6 +130,12 @@ async def _limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:
         if total > most:
             raise _too_large(most)
         yield part
+
+
+def _declared(request: Request) -> int | None:
+    """The bytes that a body says it has."""
+    text = request.headers.get("content-length", "")
+    return int(text[:20]) if text.isascii() and text.isdigit() else None
 
 
 def _too_large(most: int) -> UploadError:

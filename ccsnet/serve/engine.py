@@ -147,8 +147,11 @@ class WorkerEngine:
         process = self._context.Process(
             target=work, args=(theirs, self.source), name="ccsnet-worker", daemon=True
         )
-        self._connection, self._process = ours, process
-        process.start()
+        with self._lock:  # What is started here, `stop` must find.
+            if self._state == "stopped":
+                raise InputError("The server stops.")
+            self._connection, self._process = ours, process
+            process.start()
         theirs.close()
         try:
             what, value = ours.recv()
@@ -208,6 +211,8 @@ class WorkerEngine:
                 self._launch()
                 return
             except (InputError, OSError) as error:
+                if self._state == "stopped":
+                    return
                 pause = min(LONGEST_PAUSE, max(1.0, 2 * pause))
                 LOG.error("No worker: %s Trying again in %g s.", error, pause)
 

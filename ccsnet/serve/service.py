@@ -15,7 +15,7 @@ from jaxtyping import Num
 import ccsnet
 from ccsnet.data.parallel import num_processors
 from ccsnet.serve.answers import JPEG, MEDIA, PNG, archive, areas, picture_of
-from ccsnet.serve.bodies import Sent, many_images, one_image, unless_gone
+from ccsnet.serve.bodies import Sent, many_images, one_image, places_of, unless_gone
 from ccsnet.serve.docs_page import POLICY, docs_page
 from ccsnet.serve.engine import Engine
 from ccsnet.serve.gate import Gate, check_token
@@ -159,7 +159,7 @@ def create_app(
         response_class=Response,
         openapi_extra=IMAGE,
         summary="Label an image",
-        response_description="What `output` says.",
+        response_description="What the parameter says.",
     )
     async def predict(
         request: Request,
@@ -208,7 +208,7 @@ def create_app(
         if (answer := turned_away(request)) is not None:
             return answer
         async with asyncio.timeout(settings.timeout):
-            with serving.places.take():
+            with serving.places.take(num := places_of(request, settings)):
                 files = await many_images(request, settings)
                 if len(files) > serving.places.total:
                     raise UploadError(
@@ -216,7 +216,7 @@ def create_app(
                         f"The form has {len(files)} images; {serving.places.total} are taken at "
                         "once here. Send fewer.",
                     )
-                with serving.places.take(len(files) - 1):
+                with serving.places.take(max(0, len(files) - num)):
                     work = _all(serving.one_of_batch(file, output) for file in files)
                     results = await unless_gone(request, work)
             pictures = [result.pop("data", None) for result in results]

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from ccsnet.errors import InputError
+from ccsnet.serve.bodies import places_of
 from ccsnet.serve.models import Failure
 from ccsnet.serve.service import create_app
 from ccsnet.serve.settings import ServeSettings
@@ -96,6 +98,16 @@ def test_a_batch_takes_a_place_for_every_image():
         assert client.post("/predict/batch", files=files).status_code == 503
         engine.go_on()
         assert held.result(10).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("declared", "places"), [("10", 1), ("1000", 1), ("1001", 2), ("9999999", 4), (None, 4)]
+)
+def test_a_large_form_takes_more_places_while_it_comes(declared, places):
+    headers = [] if declared is None else [(b"content-length", declared.encode())]
+    request = Request({"type": "http", "headers": headers})
+    assert places_of(request, ServeSettings(max_bytes=1000)) == places
+    assert places_of(request, ServeSettings(max_bytes=1000, queue=1)) == 1
 
 
 def test_what_takes_too_long_is_given_up_and_not_computed():

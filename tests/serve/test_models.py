@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -116,3 +118,9 @@ def test_an_exported_file_is_served_alone(tmp_path):
 def test_strangers_hear_a_name_and_no_path(checkpoint):
     assert trained(checkpoint).facts.name == "tiny.safetensors"
     assert Source(run="someone/model@v1", config=PredictConfig()).name == "someone/model@v1"
+
+
+def test_the_server_itself_needs_no_torch():
+    code = "import sys, ccsnet.cli_serve, ccsnet.serve.launch; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -1,20 +1,24 @@
 """A real server: equal to the library under load, killed, stopped, started wrongly."""
 
 import concurrent.futures
+import contextlib
 import io
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ccsnet.predict import load
+from tests.processes import descendants
 from tests.serve.conftest import png
 from tests.serve.live import ROOT, serving, until
 
@@ -76,6 +80,58 @@ def test_a_killed_worker(checkpoint, pictures, large):
 
 
 ANSWERED = "Stopped; all that was taken is answered.\n"
+
+
+@pytest.mark.slow
+def test_a_model_that_is_gone_when_it_is_needed_again(checkpoint, pictures, tmp_path):
+    """The server says that it is starting, tries again, and goes on when the file is back."""
+    path, aside = tmp_path / "model.safetensors", tmp_path / "aside"
+    shutil.copy(checkpoint, path)
+    with serving(path) as live:
+        path.rename(aside)
+        os.kill(live.worker(), signal.SIGKILL)
+        until(lambda: any("No worker: No run or checkpoint" in line for line in live.log))
+        assert live.health() == "starting"
+        assert live.predict(pictures[0])[0] == 503
+        aside.rename(path)
+        until(lambda: live.health() == "ready")
+        assert live.predict(pictures[0])[0] == 200
+        aside.write_bytes(b"")
+        os.kill(live.worker(), signal.SIGKILL)
+        until(lambda: live.health() == "starting")
+        assert live.stop()[0] == 0  # Also while a worker starts.
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_the_model_is_opened(checkpoint):
+    """The command ends as any other does, and leaves no process."""
+    command = [sys.executable, "-m", "ccsnet", "serve", checkpoint, "--port", "0"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        until(lambda: any(_is_worker(pid) for pid in descendants(process.pid)))
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+        assert (process.returncode, said) == (130, "Stopped.\n")
+        until(lambda: not _group_lives(process.pid))
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _group_lives(pid):
+    try:
+        os.killpg(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _is_worker(pid):
+    with contextlib.suppress(OSError):
+        return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 @pytest.mark.slow
