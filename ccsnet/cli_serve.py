@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 TOKEN = "CCSNET_TOKEN"
 SHORTEST_TOKEN = 16
 MODULES = ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "jinja2")
+QUIETER = {
+    **dict.fromkeys(("tifffile", "python_multipart", "PIL"), logging.CRITICAL),
+    "uvicorn.error": logging.ERROR,
+}
+"""Loggers that would say of every damaged request what is wrong inside; its sender is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,8 @@ def serve(arguments: list[str]) -> int:
     level = logging.WARNING if options.quiet else logging.INFO
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("ccsnet.serve").setLevel(level)
+    for name, least in QUIETER.items():
+        logging.getLogger(name).setLevel(least)
     source = Source(
         run=run_name,
         also=options.also,
