@@ -136,13 +136,15 @@ def _check_pixels(path: Path, height: int, width: int) -> None:
         raise InputError(_unreadable(path, f"it says that it has {height} x {width} pixels"))
 
 
-def pillow_header(path: Path, file: io.BufferedReader | io.BytesIO) -> Image.Image:
-    """The image with nothing decoded yet, its size checked."""
+def pillow_header(
+    path: Path, file: io.BufferedReader | io.BytesIO, kinds: tuple[str, ...] | None = None
+) -> Image.Image:
+    """The image with nothing decoded yet, its size checked; by the parsers of these kinds alone."""
     # Pillow's own limit is a third of ours and can only be moved for the whole process.
     with _pillow_lock, _parsing(path):
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            header = Image.open(file)
+            header = Image.open(file, formats=kinds)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
     _check_pixels(path, header.height, header.width)
@@ -185,9 +187,12 @@ def upright_size(header: Image.Image) -> tuple[int, int]:
 
 
 def check_complete(path: Path, data: bytes, kind: str) -> None:
-    """Refuse a file that ends early: OpenCV would silently fill what is missing with grey."""
+    """Refuse a file that ends early: OpenCV would silently fill what is missing with grey.
+
+    Of a PNG's chunk longer than the file it would first make room for what the chunk claims.
+    """
     if kind == "PNG":
-        complete = data.rfind(b"IEND") >= 0
+        complete = _png_ends(data)
     elif kind in ("JPEG", "MPO"):
         # 0xFFD9 ends the image. Before the first scan it may also end an embedded thumbnail.
         complete = data.rfind(b"\xff\xd9") > _jpeg_scan_start(data)
@@ -195,6 +200,19 @@ def check_complete(path: Path, data: bytes, kind: str) -> None:
         return  # Pillow decodes the others and refuses them itself.
     if not complete:
         raise InputError(_unreadable(path, f"the {kind} ends early, after {len(data):,} bytes"))
+
+
+def _png_ends(data: bytes) -> bool:
+    """Whether the chunks, from one to the next, lead to the last.
+
+    Source: PNG specification, chunk layout: 4 bytes of length, 4 of type, the data, 4 of checksum.
+    """
+    start = len(PNG)
+    while start + 8 <= len(data):
+        if data[start + 4 : start + 8] == b"IEND":
+            return True
+        start += 12 + int.from_bytes(data[start : start + 4])
+    return False
 
 
 def _jpeg_scan_start(data: bytes) -> int:

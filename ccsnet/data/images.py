@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8, UInt16
+from jaxtyping import Num, UInt8, UInt16
 from PIL import Image
 
 from ccsnet.data.decode import MAX_PIXELS as MAX_PIXELS  # Part of what this module offers.
@@ -103,28 +103,55 @@ def read_image(
         InputError: It is no image, is damaged or too large, or has other bands.
     """
     data = read_file(path)
-    if data.startswith(TIFF):
+    header = None
+    if not data.startswith(TIFF):
+        header = pillow_header(path, io.BytesIO(data))
+        check_complete(path, data, str(header.format))
+        note_animation(path, header)
+    pixels = decode_image(path, data, header, channels)
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise InputError(
+            f"{path} holds samples of type {pixels.dtype}; uint8 and uint16 can be read. Scale the "
+            "values to one of them and write the file again."
+        )
+    fitting = with_bands(pixels, channels)
+    if fitting is None:
+        found = pixels.shape[2]
+        raise InputError(
+            f"{path} has {found} band{'s' * (found != 1)}, but {channels} are needed. Write the "
+            "file again with those, or, to train on images like this one, set "
+            f"`channels: {found}` in dataset.yaml."
+        )
+    return fitting
+
+
+def decode_image(
+    path: Path, data: bytes, header: Image.Image | None, channels: int
+) -> Num[np.ndarray, "H W _"]:
+    """The image in a file's bytes, upright, with the bands and the type that it has.
+
+    Args:
+        path: What messages call it; not opened.
+        data: The file's content.
+        header: Of `pillow_header`, and checked by `check_complete`; None of a TIFF.
+        channels: Bands that are wanted: how a TIFF of inks or indices is read depends on it.
+
+    Raises:
+        InputError: It is damaged or too large.
+    """
+    if header is None:
         if channels in (1, 3) and is_painted_tiff(path, data):
             check_tiff(path, data)
-            pixels = pillow_pixels(path, pillow_header(path, io.BytesIO(data)))
-        else:
-            pixels = read_tiff(path, data)
-        return _with_channels(pixels, channels, path)
-    header = pillow_header(path, io.BytesIO(data))
-    check_complete(path, data, str(header.format))
-    note_animation(path, header)
-    depth = data[24] if data.startswith(PNG) else 8
+            return pillow_pixels(path, pillow_header(path, io.BytesIO(data), ("TIFF",)))
+        return read_tiff(path, data)
     # OpenCV is the fastest, but it turns CMYK and palettes into colours of its own making.
     if header.format in ("JPEG", "MPO", "PNG") and header.mode in ("L", "RGB", "RGBA", "I;16"):
-        deep = cv2.IMREAD_ANYDEPTH * (depth == 16)
+        deep = cv2.IMREAD_ANYDEPTH * (data.startswith(PNG) and data[24] == 16)
         # Of a damaged Exif block OpenCV may read another orientation than `image_size` does.
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | deep
         pixels = upright(cv2_decode(path, data, flags), orientation_of(header))
-        if header.mode in ("L", "I;16"):
-            pixels = pixels[..., :1]
-    else:
-        pixels = pillow_pixels(path, header)
-    return _with_channels(pixels, channels, path)
+        return pixels[..., :1] if header.mode in ("L", "I;16") else pixels
+    return pillow_pixels(path, header)
 
 
 def read_label(
@@ -221,13 +248,10 @@ def _encode_png(pixels: np.ndarray) -> bytes:
     return data.tobytes()
 
 
-def _with_channels(pixels: np.ndarray, channels: int, path: Path) -> np.ndarray:
-    """The bands that the data set has; grey becomes RGB and RGB grey where that is wanted."""
-    if pixels.dtype not in (np.uint8, np.uint16):
-        raise InputError(
-            f"{path} holds samples of type {pixels.dtype}; uint8 and uint16 can be read. Scale the "
-            "values to one of them and write the file again."
-        )
+def with_bands(
+    pixels: Num[np.ndarray, "H W _"], channels: int
+) -> Num[np.ndarray, "H W {channels}"] | None:
+    """The image with so many bands: grey becomes RGB and RGB grey; None: it has others."""
     found = pixels.shape[2]
     if found == channels:
         return np.ascontiguousarray(pixels)
@@ -235,11 +259,7 @@ def _with_channels(pixels: np.ndarray, channels: int, path: Path) -> np.ndarray:
         return np.repeat(pixels, 3, axis=2)
     if found == 3 and channels == 1:
         return cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)[..., None]
-    raise InputError(
-        f"{path} has {found} band{'s' * (found != 1)}, but {channels} are needed. Write the file "
-        "again with those, or, to train on images like this one, set "
-        f"`channels: {found}` in dataset.yaml."
-    )
+    return None
 
 
 def _decode_label(path: Path, *, painted: bool) -> np.ndarray:

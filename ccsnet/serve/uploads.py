@@ -1,8 +1,8 @@
 """Bytes that a stranger sent become an image, or a refusal; nothing is opened that they name.
 
-What `ccsnet.data.images.read_image` does with a file is done here with bytes, step for step, so
-that a served label map is that of the file. Two things differ: the limits are a server's, and only
-`KINDS` are decoded, told by the bytes alone: no other parser ever sees what a stranger sends.
+They are decoded as `ccsnet.data.images.read_image` decodes a file, so that a served label map is
+that of the file. Two things differ: the limits are a server's, and only `KINDS` are decoded, told
+by the bytes alone: no other parser ever sees what a stranger sends.
 """
 
 import io
@@ -12,24 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import tifffile
 from jaxtyping import UInt8, UInt16
 from PIL import Image, UnidentifiedImageError
 
-from ccsnet.data.decode import (
-    IMAGE_KINDS,
-    check_complete,
-    check_tiff,
-    cv2_decode,
-    is_painted_tiff,
-    orientation_of,
-    pillow_header,
-    pillow_pixels,
-    read_tiff,
-    upright,
-)
+from ccsnet.data.decode import IMAGE_KINDS, check_complete, pillow_header
+from ccsnet.data.images import decode_image, with_bands
 from ccsnet.errors import InputError
 
 KINDS: dict[str, tuple[bytes, ...]] = {
@@ -42,8 +31,6 @@ KINDS: dict[str, tuple[bytes, ...]] = {
     "PPM": (b"P4", b"P5", b"P6"),
 }
 """How files of each kind begin."""
-
-_PILLOW = {"JPEG": ("JPEG", "MPO"), "BMP": ("BMP", "DIB")}  # Its names, where it has others.
 
 TOO_LARGE, NO_IMAGE, UNUSABLE = 413, 415, 422
 """HTTP's numbers for what an upload may be. Source: RFC 9110, sections 15.5.14, .16 and .21."""
@@ -94,7 +81,13 @@ def decode_upload(
     check_num_bytes(len(data), limits)
     kind = kind_of(data)
     with _refusing():
-        pixels = (_tiff if kind == "TIFF" else _other)(data, kind, channels, limits)
+        header = None
+        if kind == "TIFF":
+            _tiff_bytes(data, limits)
+        else:
+            header = _header(data, kind, limits)
+            check_complete(_NAME, data, str(header.format))
+        pixels = decode_image(_NAME, data, header, channels)
     return _with_channels(pixels, channels)
 
 
@@ -176,15 +169,12 @@ def _too_many_pixels(found: str, limits: Limits) -> UploadError:
 
 def _header(data: bytes, kind: str, limits: Limits) -> Image.Image:
     try:
-        header = pillow_header(_NAME, io.BytesIO(data))
+        header = pillow_header(_NAME, io.BytesIO(data), (kind,))
     except InputError as error:
         if error.__cause__ is None:  # Not the parser's: beyond what the package ever reads.
             raise _too_many_pixels("", limits) from error
         raise
     _check_pixels(header.height, header.width, limits)
-    # Pillow tries other parsers where the one of this kind gives up.
-    if header.format not in _PILLOW.get(kind, (kind,)):
-        raise _no_image()
     return header
 
 
@@ -209,44 +199,6 @@ def _tiff_bytes(data: bytes, limits: Limits) -> int:
     return size
 
 
-def _tiff(data: bytes, kind: str, channels: int, limits: Limits) -> np.ndarray:
-    _tiff_bytes(data, limits)
-    if channels in (1, 3) and is_painted_tiff(_NAME, data):
-        check_tiff(_NAME, data)
-        return pillow_pixels(_NAME, _header(data, kind, limits))
-    return read_tiff(_NAME, data)
-
-
-def _other(data: bytes, kind: str, channels: int, limits: Limits) -> np.ndarray:
-    header = _header(data, kind, limits)
-    check_complete(_NAME, data, str(header.format))
-    if kind == "PNG":
-        _check_chunks(data)
-    # As `read_image`: OpenCV is the fastest, but paints CMYK and palettes in its own way.
-    if kind in ("JPEG", "PNG") and header.mode in ("L", "RGB", "RGBA", "I;16"):
-        deep = cv2.IMREAD_ANYDEPTH * (kind == "PNG" and data[24] == 16)
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | deep
-        pixels = upright(cv2_decode(_NAME, data, flags), orientation_of(header))
-        return pixels[..., :1] if header.mode in ("L", "I;16") else pixels
-    return pillow_pixels(_NAME, header)
-
-
-def _check_chunks(data: bytes) -> None:
-    """Refuse a PNG with a chunk longer than the file: OpenCV would make room for all of it first.
-
-    Source: PNG specification, chunk layout: 4 bytes of length, 4 of type, the data, 4 of checksum.
-    """
-    start, total = 8, len(data)
-    while start + 8 <= total and data[start + 4 : start + 8] != b"IEND":
-        start += 12 + int.from_bytes(data[start : start + 4])
-    if start + 8 > total:
-        raise UploadError(
-            UNUSABLE,
-            "Cannot read the image: a chunk of the PNG is longer than the file. Write it again, or "
-            "send it whole.",
-        )
-
-
 def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
     if pixels.dtype not in (np.uint8, np.uint16):
         raise UploadError(
@@ -254,15 +206,12 @@ def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
             f"The image holds samples of type {pixels.dtype}; uint8 and uint16 can be read. Scale "
             "the values to one of them.",
         )
-    found = pixels.shape[2]
-    if found == channels:
-        return np.ascontiguousarray(pixels)
-    if found == 1 and channels == 3:
-        return np.repeat(pixels, 3, axis=2)
-    if found == 3 and channels == 1:
-        return cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)[..., None]
-    raise UploadError(
-        UNUSABLE,
-        f"The image has {found} band{'s' * (found != 1)}, but this model takes {channels}. Send "
-        "one with those.",
-    )
+    fitting = with_bands(pixels, channels)
+    if fitting is None:
+        found = pixels.shape[2]
+        raise UploadError(
+            UNUSABLE,
+            f"The image has {found} band{'s' * (found != 1)}, but this model takes {channels}. "
+            "Send one with those.",
+        )
+    return fitting

@@ -1,6 +1,7 @@
 import io
 import pickle
 import struct
+import time
 import zlib
 
 import numpy as np
@@ -167,6 +168,18 @@ def test_truncated_files(tmp_path, suffix, part):
     with pytest.raises(InputError, match=r"broken\.") as caught:
         read_image(broken)
     assert ("(0 bytes)" in str(caught.value)) == (part == 0)
+
+
+def test_a_chunk_that_claims_gigabytes_costs_nothing(tmp_path):
+    """OpenCV would set aside what a chunk says of itself, however small the file is."""
+    path = save(tmp_path / "a.png", RGB)
+    data = path.read_bytes()
+    place = data.index(b"IDAT") - 4
+    path.write_bytes(data[:place] + b"\x7f\xff\xff\xf0" + data[place + 4 :])
+    started = time.process_time()
+    with pytest.raises(InputError, match="ends early"):
+        read_image(path)
+    assert time.process_time() - started < 0.5
 
 
 def test_truncated_jpeg_whose_thumbnail_is_whole(tmp_path):
