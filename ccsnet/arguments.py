@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from dataclasses import is_dataclass
+from itertools import takewhile
+from typing import Any, cast
 
 from ccsnet.errors import InputError
+from ccsnet.options import options_of
 from ccsnet.usage import help_text
 
 
@@ -48,6 +51,7 @@ def parse(
     if "-h" in arguments or "--help" in arguments:
         print(help_text(verb, kind, default, description))
         raise SystemExit(0)
+    _check_numbers_of_values(kind, default, arguments)
     import tyro
 
     return tyro.cli(
@@ -57,6 +61,27 @@ def parse(
         config=(tyro.conf.OmitArgPrefixes,),
         **({} if default is None else {"default": default}),
     )
+
+
+def _check_numbers_of_values(kind: Any, default: Any, arguments: list[str]) -> None:
+    """Refuse fewer values than an option takes, such as --crop 512 for height and width.
+
+    Raises:
+        InputError: An option has too few.
+    """
+    if not is_dataclass(kind):
+        return
+    for option in options_of(cast(type, kind), default):
+        wanted = len(option.value.split())
+        if wanted < 2 or option.many or option.name not in arguments:
+            continue
+        behind = arguments[arguments.index(option.name) + 1 :]
+        given = list(takewhile(lambda word: not word.startswith("--"), behind))
+        if len(given) < wanted and given != ["None"]:
+            raise InputError(
+                f"{option.name} takes {wanted} values, {option.value}, and got "
+                f"{' '.join(given) or 'none'}. {option.text}"
+            )
 
 
 def positional(

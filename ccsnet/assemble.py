@@ -79,7 +79,8 @@ def assemble(
     )
     loaded = model.backbone.loaded_weights
     if loaded is not None:
-        reporter.note("\n".join(f"{title:>8}  {text}" for title, text in loaded.rows()))
+        rows = [f"{title:>8}  {text}" for title, text in loaded.rows()]
+        reporter.note("\n".join([f"Weights of the backbone {config.model.backbone}:", *rows]))
     if start is not None:
         ckpt.load_weights(model, start.path)
     model.to(processes.device).train()

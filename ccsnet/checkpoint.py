@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ccsnet.config import RunConfig, from_json, to_json
 from ccsnet.datasets._spec import Colour, DatasetSpec, ignore_index_of
-from ccsnet.errors import InputError
+from ccsnet.errors import InputError, similar_path
 from ccsnet.files import atomic_path
 from ccsnet.precision import Mode, in_memory_order
 from ccsnet.segmenter import Segmenter, create_segmenter
@@ -175,8 +175,8 @@ def find_checkpoint(path: Path | str, name: str = BEST) -> Path:
             "Give the folder of a run that `ccsnet train` wrote, or a .safetensors file."
         )
     raise FileNotFoundError(
-        f"No run or checkpoint {path}. Give the folder of a run that `ccsnet train` wrote, "
-        "or a .safetensors file."
+        f"No run or checkpoint {path}.{similar_path(path)} Give the folder of a run that "
+        "`ccsnet train` wrote, or a .safetensors file."
     )
 
 

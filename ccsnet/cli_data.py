@@ -355,9 +355,14 @@ def init(arguments: list[str]) -> int:
     for note in made.notes:
         console.print(f"note: {note}.", highlight=False, markup=False)
     counts = ", ".join(f"{name} {num}" for name, num in made.counts.items())
+    data = made.file if options.out else folder
+    unlabelled = " Does one mean unlabelled? Add a line such as ignore: [NAME]."
+    if made.coding.ignored or made.coding.rest:
+        unlabelled = ""
     console.print(
         f"{sum(made.counts.values())} images ({counts}). Wrote {made.file}: name the classes there."
-        f"\nNext: ccsnet train {made.file if options.out else folder}",
+        f"{unlabelled}\nNext: ccsnet data browse {data} shows which class is which; "
+        f"ccsnet train {data} trains",
         highlight=False,
         markup=False,
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ccsnet.arguments import parse, take
-from ccsnet.errors import InputError
+from ccsnet.errors import InputError, similar_path
 
 if TYPE_CHECKING:
     from ccsnet.config import RunConfig
@@ -46,7 +46,8 @@ def train(arguments: list[str]) -> int:
         start, _ = newest(out)
         if start is None:
             raise FileNotFoundError(
-                f"No {out / LAST} to resume from. Give the folder of a run that was interrupted."
+                f"No {out / LAST} to resume from.{similar_path(out) if not out.exists() else ''} "
+                "Give the folder of a run that was interrupted."
             )
         config = _settings(rest, start.config)
     console = make_console()
@@ -66,8 +67,10 @@ def train(arguments: list[str]) -> int:
         report = write_run_report(out)
         console.print(
             f"Best validation mIoU {percent(result.best_miou)}. Checkpoints, logs, settings and "
-            f"{report.name} are in {out}",
+            f"{report.name} are in {out}\n"
+            f"Next: ccsnet predict {out} IMAGE --save overlay, or ccsnet app {out}",
             highlight=False,
+            markup=False,
         )
     return 0
 

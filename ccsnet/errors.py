@@ -2,6 +2,8 @@
 
 import difflib
 from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -33,3 +35,17 @@ def unknown_name(kind: str, got: str, allowed: Iterable[str], hint: str = "") ->
     else:
         advice = f"`ccsnet list {kind.replace(' ', '')}s` shows the {len(allowed)} known names."
     return InputError(" ".join(filter(None, [f"No {kind} is called {got!r}.", advice, hint])))
+
+
+def similar_path(path: Path) -> str:
+    """A question that names what lies beside a path and is called nearly so; else empty.
+
+    It begins with a blank, to stand behind a sentence.
+    """
+    try:
+        # Of a huge folder the first will do: an error must not take long.
+        beside = [found.name for found in islice(path.parent.iterdir(), 10_000)]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, beside, n=3, cutoff=0.7)
+    return f" Perhaps you meant {' or '.join(str(path.parent / n) for n in close)}?" * bool(close)

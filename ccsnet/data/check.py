@@ -192,6 +192,8 @@ def _check_whole(
     if not facts.labelled:
         return
     if not facts.pixels.any():
+        if any(p.kind == "wrong label values" and p.split == split for p in report.problems):
+            return  # That is why.
         kind = "no labelled pixel in the split"
         report.problems.append(Problem(kind, split, None, _no_class(facts.images)))
         return

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ccsnet.errors import InputError
+from ccsnet.errors import InputError, similar_path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".gif")
 
@@ -51,8 +51,8 @@ def _candidates(item: Path | str, without: Path | None) -> Iterator[Path]:
         yield from _images_among(sorted(glob.iglob(str(item), recursive=True)))  # noqa: PTH207
     else:
         raise FileNotFoundError(
-            f"No file, folder or pattern {item}. Give images, folders of images, or patterns such "
-            "as 'photos/*.jpg'."
+            f"No file, folder or pattern {item}.{similar_path(Path(item))} Give images, folders "
+            "of images, or patterns such as 'photos/*.jpg'."
         )
 
 

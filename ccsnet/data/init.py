@@ -16,7 +16,7 @@ from ccsnet.data.loading import read_pair
 from ccsnet.datasets._folder import FILE_NAME, read_spec
 from ccsnet.datasets._spec import DatasetSpec, Pair, Split
 from ccsnet.datasets._split import name_hash
-from ccsnet.errors import InputError
+from ccsnet.errors import InputError, similar_path
 from ccsnet.files import atomic_path
 from ccsnet.progress import Reporter, Silent
 
@@ -70,7 +70,8 @@ def describe(folder: Path, out: Path | None = None, reporter: Reporter | None = 
     reporter = reporter or Silent()
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"No folder {folder}. Name the folder that holds images and labels."
+            f"No folder {folder}.{similar_path(folder)} Name the folder that holds images and "
+            "labels."
         )
     file = out or folder / FILE_NAME
     if file.is_dir() or file.suffix not in (".yaml", ".yml"):
@@ -296,6 +297,8 @@ def _head(
     looked_at = f"{coding.looked_at} of {len(pairs)} labels"
     yield f"# Written by `ccsnet data init` after a look at {looked_at}."
     yield "# Rename the classes, and change what is not meant so: docs/own-data.md tells every key."
+    if not coding.ignored and not coding.rest:
+        yield "# Does one mean unlabelled? Add a line such as `ignore: [class_0]`, by its new name."
     yield from (f"# Note: {note}." for note in notes)
     yield ""
     if file.resolve().parent != folder.resolve():

@@ -36,9 +36,14 @@ def read_spec(path: Path) -> tuple[DatasetSpec, Path]:
     """
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
-        what = f"The folder {path} has no {FILE_NAME}" if path.is_dir() else f"No {path}"
+        what = f"No {path}"
         if not path.is_absolute():
             what += f" in {Path.cwd()}"
+        if path.is_dir():
+            what = (
+                f"The folder {path} has no {FILE_NAME}. `ccsnet data init {path}` looks at its "
+                "images and labels and writes one"
+            )
         raise FileNotFoundError(
             f"{what}. A data set of your own is a folder with a {FILE_NAME} that names its classes "
             "and its files:\n  classes: [road, car]\n  images: images/{split}/*.jpg\n"

@@ -85,7 +85,13 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused_by_routes(request: Request, error: HTTPException) -> JSONResponse:
-        return problem(request, error.status_code, str(error.detail), error.headers)
+        text = str(error.detail)
+        if error.status_code == 404:
+            text = "There is nothing at this address. /docs says what can be asked."
+        elif error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "another method")
+            text = f"{request.method} is not taken here: send {allowed}. /docs says how."
+        return problem(request, error.status_code, text, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -79,7 +79,7 @@ def test_a_taken_port_is_said(call, run, served):
         port = taken.getsockname()[1]
         status, _, told = call("app", run.out, "--port", port)
     assert status == 2
-    assert f"Port {port}: is taken by another program" in told
+    assert f"Port {port} is taken by another program" in told
     assert not served
 
 

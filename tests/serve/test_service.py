@@ -164,10 +164,15 @@ def test_the_document_and_its_page(client):
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [("GET", "/predict", 405), ("POST", "/health", 405), ("GET", "/etc/passwd", 404)],
+    ("method", "path", "status", "told"),
+    [
+        ("GET", "/predict", 405, "GET is not taken here: send POST. /docs says how."),
+        ("POST", "/health", 405, "POST is not taken here: send GET. /docs says how."),
+        ("GET", "/etc/passwd", 404, "nothing at this address"),
+    ],
 )
-def test_what_is_not_there(client, method, path, status):
+def test_what_is_not_there(client, method, path, status, told):
     response = client.request(method, path)
     assert response.status_code == status
+    assert told in response.json()["error"]
     assert set(response.json()) == {"error", "request_id"}
