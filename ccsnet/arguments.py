@@ -71,12 +71,15 @@ def _check_numbers_of_values(kind: Any, default: Any, arguments: list[str]) -> N
     """
     if not is_dataclass(kind):
         return
+    names = [word.split("=", 1)[0] for word in arguments]
     for option in options_of(cast(type, kind), default):
         wanted = len(option.value.split())
-        if wanted < 2 or option.many or option.name not in arguments:
+        if wanted < 2 or option.many or option.name not in names:
             continue
-        behind = arguments[arguments.index(option.name) + 1 :]
-        given = list(takewhile(lambda word: not word.startswith("--"), behind))
+        place = names.index(option.name)
+        joined = arguments[place].split("=", 1)[1:]  # Behind "=" only one can stand.
+        behind = takewhile(lambda word: not word.startswith("--"), arguments[place + 1 :])
+        given = joined or list(behind)
         if len(given) < wanted and given != ["None"]:
             raise InputError(
                 f"{option.name} takes {wanted} values, {option.value}, and got "

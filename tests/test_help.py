@@ -207,6 +207,7 @@ def test_all_commands_at_a_glance(terminal, capsys):
         ("train fotos", "dataset.yaml, and there is no folder 'fotos' here."),
         ("completion tcsh", "Perhaps you meant"),
         ("train photos --crop 128 --steps 5", "--crop takes 2 values, N N, and got 128. Height"),
+        ("train photos --crop=128 --steps 5", "--crop takes 2 values, N N, and got 128. Height"),
         ("train photos --scale", "--scale takes 2 values, NUMBER NUMBER, and got none."),
     ],
 )
