@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Integer, Num
@@ -12,6 +12,10 @@ from ccsnet.datasets._spec import Colour
 from ccsnet.errors import InputError
 from ccsnet.serve.settings import Source
 from ccsnet.serve.uploads import TOO_LARGE, UNUSABLE
+
+if TYPE_CHECKING:
+    from ccsnet.checkpoint import ClassInfo
+    from ccsnet.runtime import ExportInfo
 
 LOG = logging.getLogger("ccsnet.serve")
 FAILED = 500
@@ -69,6 +73,16 @@ def open_model(source: Source) -> Model:
     return Exported(source) if source.is_exported else Trained(source)
 
 
+def _facts(name: str, info: "ClassInfo | ExportInfo") -> Facts:
+    return Facts(
+        name=name,
+        classes=info.classes,
+        colours=info.colours,
+        channels=info.channels,
+        dataset=info.dataset,
+    )
+
+
 class Trained:
     """A run or a checkpoint: torch computes."""
 
@@ -79,14 +93,7 @@ class Trained:
         self.predictor.note = LOG.info
         self.config = source.config
         self.pipeline = self.predictor.pipeline(source.config)
-        info = self.predictor.info
-        self.facts = Facts(
-            name=source.name,
-            classes=info.classes,
-            colours=info.colours,
-            channels=info.channels,
-            dataset=info.dataset,
-        )
+        self.facts = _facts(source.name, self.predictor.info)
         _ = self.pipeline.mode  # Where the precision is found by trial, now and not for a stranger.
 
     def key(self, image: Num[np.ndarray, "H W C"]) -> Hashable:
@@ -136,14 +143,7 @@ class Exported:
             )
         self.model = load(Path(source.run))
         self.batch_size = source.config.batch_size
-        info = self.model.info
-        self.facts = Facts(
-            name=source.name,
-            classes=info.classes,
-            colours=info.colours,
-            channels=info.channels,
-            dataset=info.dataset,
-        )
+        self.facts = _facts(source.name, self.model.info)
 
     def key(self, image: Num[np.ndarray, "H W C"]) -> Hashable:
         """No two are taken together."""
