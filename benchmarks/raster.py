@@ -12,7 +12,6 @@ peak is not that of making the file.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from torch import nn
 
 from ccsnet.checkpoint import ClassInfo
 from ccsnet.heads._base import HeadConfig, Output
+from ccsnet.memory import peak_memory
 from ccsnet.predict import Predictor
 from ccsnet.rasters import RasterConfig, label_raster
 from ccsnet.segmenter import ModelConfig, create_segmenter
@@ -132,8 +132,7 @@ def label(options: argparse.Namespace, scene: Path) -> dict[str, float]:
 
 def _peak_mib() -> float:
     """The most memory that this process has had."""
-    unit = 1 if sys.platform == "darwin" else 1024  # Source: getrusage(2): bytes, elsewhere KiB.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return peak_memory(torch.device("cpu")) * 1024
 
 
 def main() -> None:

@@ -2,6 +2,8 @@ import ctypes
 import subprocess
 import sys
 
+import pytest
+
 from ccsnet import memory
 from ccsnet.memory import keep_freed_memory
 
@@ -23,3 +25,18 @@ def test_other_systems_are_left_alone(monkeypatch):
     monkeypatch.setattr(memory.sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())  # A C library without mallopt.
     assert keep_freed_memory() is False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a peak is not handed on")
+def test_the_peak_is_not_that_of_the_parent():
+    # Through fork or vfork and exec, getrusage's peak stays: a notebook's would count as ours.
+    code = (
+        "import torch; from ccsnet.memory import peak_memory\n"
+        "small = peak_memory(torch.device('cpu')); filled = bytes([1]) * 2**30\n"
+        "print(small, peak_memory(torch.device('cpu')))"
+    )
+    filled = bytes([1]) * 2**31
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    small, large = map(float, done.stdout.split())
+    assert len(filled) == 2**31
+    assert small < 1.0 < large < 2.0

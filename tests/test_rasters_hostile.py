@@ -35,10 +35,12 @@ from tests.test_rasters import (  # noqa: E402
 )
 
 CHILD = """
-    import json, resource, sys
+    import json, sys
+    import torch
+    from ccsnet.memory import peak_memory
     from tests.test_rasters import *
     def peak():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return peak_memory(torch.device("cpu")) * 2**30
     predictor, small = Predictor(Brightness(), info()), Path(sys.argv[1]).with_name("small.tif")
     label_raster(predictor, write(small, picture((40, 60))), small.with_name("a.tif"), SMALL)
     before = peak()

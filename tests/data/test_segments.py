@@ -109,12 +109,14 @@ def test_what_was_made_is_a_tiff(tmp_path, kind):
 
 
 CHILD = """
-    import json, resource, sys
+    import json, sys
     from pathlib import Path
+    import torch
     from ccsnet.data.images import read_image, read_label_values
     from ccsnet.errors import InputError
+    from ccsnet.memory import peak_memory
     def peak():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return peak_memory(torch.device("cpu")) * 2**30
     path, said = Path(sys.argv[1]), []
     before = peak()
     for read in (read_image, read_label_values):
