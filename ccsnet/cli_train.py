@@ -20,7 +20,8 @@ def train(arguments: list[str]) -> int:
     goes on with a run that was stopped; `--resume auto` does so if --out holds one, and else
     starts. The exit status is 75 when a scheduler's SIGTERM or SIGUSR1 stopped it: resume it.
     """
-    from ccsnet.checkpoint import LAST
+    from ccsnet.checkpoint import BEST, LAST, read_checkpoint
+    from ccsnet.evaluate import stored_evaluation
     from ccsnet.metrics import percent
     from ccsnet.parallel import is_main_process, part
     from ccsnet.recipes import recipe
@@ -63,7 +64,9 @@ def train(arguments: list[str]) -> int:
     finally:
         part()
     if speaks:
-        console.print(*metrics_table(result.metrics), sep="\n", highlight=False)
+        best = stored_evaluation(read_checkpoint(out / BEST))
+        metrics = result.metrics if best is None else best.metrics
+        console.print(*metrics_table(metrics), sep="\n", highlight=False)
         report = write_run_report(out)
         console.print(
             f"Best validation mIoU {percent(result.best_miou)}. Checkpoints, logs, settings and "

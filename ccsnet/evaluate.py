@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ccsnet.boundary import BoundaryCounts
 from ccsnet.calibration import CalibrationCounts
+from ccsnet.checkpoint import Checkpoint
 from ccsnet.counts import ConfusionMatrix, ImageCounts
 from ccsnet.data.loading import (
     DataConfig,
@@ -29,6 +30,7 @@ from ccsnet.inference import Pipeline
 from ccsnet.metrics import Metrics
 from ccsnet.parallel import Processes
 from ccsnet.predict_config import PredictConfig
+from ccsnet.run_folder import BEST_FILE
 
 
 class Evaluation(NamedTuple):
@@ -195,6 +197,21 @@ def evaluation_from_json(text: str, source: str) -> Evaluation:
             f"{source} does not hold the figures of a validation ({error!r}): it was not written "
             "by `ccsnet train`, or it was cut short."
         ) from error
+
+
+def stored_evaluation(checkpoint: Checkpoint) -> Evaluation | None:
+    """What training measured of these weights; None where the run's folder does not tell.
+
+    Raises:
+        InputError: The file of figures is damaged.
+    """
+    file = checkpoint.path.parent / BEST_FILE
+    if not file.is_file():
+        return None
+    text = file.read_text(encoding="utf-8")
+    evaluation = evaluation_from_json(text, str(file))
+    # The checkpoint is written first; a run killed between the two has another's figures here.
+    return evaluation if json.loads(text).get("step") == checkpoint.step else None
 
 
 def _told_of_depth(samples: Iterable[Sample], pipeline: Pipeline) -> Iterator[Sample]:

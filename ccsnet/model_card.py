@@ -1,6 +1,5 @@
 """The page of a published model: what it tells apart, how well, on what, and what is not known."""
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -14,10 +13,9 @@ from ccsnet.backbones.published import published_weights
 from ccsnet.checkpoint import Checkpoint
 from ccsnet.datasets._spec import DatasetSpec
 from ccsnet.errors import InputError
-from ccsnet.evaluate import evaluation_from_json
+from ccsnet.evaluate import stored_evaluation
 from ccsnet.metrics import Metrics, percent
 from ccsnet.plugins import find_plugin, plugin_names
-from ccsnet.run_folder import BEST_FILE
 from ccsnet.trackers import flat_settings
 
 PAPER = "https://doi.org/10.1007/978-3-031-18913-5_43"
@@ -65,14 +63,10 @@ def stored_metrics(checkpoint: Checkpoint) -> Metrics | None:
     Raises:
         InputError: The file of figures is damaged.
     """
-    file = checkpoint.path.parent / BEST_FILE
-    if not file.is_file():
+    stored = stored_evaluation(checkpoint)
+    if stored is None or tuple(stored.metrics.classes) != checkpoint.info.classes:
         return None
-    text = file.read_text(encoding="utf-8")
-    metrics = evaluation_from_json(text, str(file)).metrics
-    # A run killed between checkpoint and figures has another checkpoint's figures here.
-    same = json.loads(text).get("step") == checkpoint.step
-    return metrics if same and tuple(metrics.classes) == checkpoint.info.classes else None
+    return stored.metrics
 
 
 def _metadata(

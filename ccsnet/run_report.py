@@ -1,6 +1,5 @@
 """The report of a run: what it reached, how it got there, where it is right and wrong."""
 
-import json
 import os
 import platform
 import shlex
@@ -13,12 +12,12 @@ import numpy as np
 import torch
 
 from ccsnet import __version__
-from ccsnet.checkpoint import BEST, Checkpoint, read_checkpoint
+from ccsnet.checkpoint import BEST, read_checkpoint
 from ccsnet.config import RunConfig
 from ccsnet.data.images import image_size
 from ccsnet.data.loading import evaluation_samples, open_dataset, read_pair
 from ccsnet.datasets._spec import DatasetSpec, Pair
-from ccsnet.evaluate import Evaluation, evaluate, evaluation_from_json
+from ccsnet.evaluate import Evaluation, evaluate, stored_evaluation
 from ccsnet.metrics import Metrics, percent
 from ccsnet.pictures import comparison
 from ccsnet.predict import Predictor, predictor_of
@@ -39,7 +38,6 @@ from ccsnet.report import (
     training_curve,
     write_report,
 )
-from ccsnet.run_folder import BEST_FILE
 from ccsnet.runlog import LOG_FILE, VALIDATION_FILE, read_log
 from ccsnet.scores import reliability
 from ccsnet.trackers import flat_settings
@@ -79,7 +77,7 @@ def write_run_report(
     best = read_checkpoint(out / BEST)
     spec, root = open_dataset(best.config.data)
     predictor = predictor or predictor_of(best)
-    evaluation = evaluation or _stored_evaluation(out, best)
+    evaluation = evaluation or stored_evaluation(best)
     if evaluation is None:
         evaluation = _measure(predictor, best.config, spec, root, reporter)
     metrics, split = evaluation.metrics, best.config.data.val_split
@@ -114,17 +112,6 @@ def write_run_report(
     )
     reporter.end()
     return report
-
-
-def _stored_evaluation(out: Path, best: Checkpoint) -> Evaluation | None:
-    """What training measured of these weights; None where it did not get to writing it."""
-    file = out / BEST_FILE
-    if not file.is_file():
-        return None
-    text = file.read_text(encoding="utf-8")
-    evaluation = evaluation_from_json(text, str(file))
-    # The checkpoint is written first; a run killed between the two has another's figures here.
-    return evaluation if json.loads(text)["step"] == best.step else None
 
 
 def _measure(

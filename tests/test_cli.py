@@ -17,6 +17,7 @@ from PIL import Image
 from ccsnet import cli
 from ccsnet.checkpoint import LAST, read_checkpoint
 from ccsnet.recipes import RECIPES
+from ccsnet.run_folder import BEST_FILE
 from ccsnet.runlog import LOG_FILE, read_log
 from tests.shapes import OPTIONS, YAML, make_shapes
 
@@ -108,6 +109,15 @@ def test_resume_with_more_steps(call, data, tmp_path):
     assert status == 0
     assert "Best validation mIoU" in printed
     assert [row["step"] for row in read_log(tmp_path / "run" / LOG_FILE)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_table_is_of_the_best_validation_not_the_last(call, data, tmp_path):
+    train(call, data, tmp_path / "run")
+    path = tmp_path / "run" / BEST_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), "images": 77}))
+    assert "77 images" in call("train", "--resume", tmp_path / "run")[1]
+    path.unlink()
+    assert "2 images" in call("train", "--resume", tmp_path / "run")[1]
 
 
 def test_evaluate_another_split_and_folder(call, data, run, tmp_path):
