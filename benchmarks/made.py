@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ccsnet.checkpoint import Checkpoint, ClassInfo, read_checkpoint, save_checkpoint
 from ccsnet.config import RunConfig, TrainConfig
-from ccsnet.data.loading import DataConfig
+from ccsnet.data.source import DataConfig
 from ccsnet.segmenter import ModelConfig, Segmenter
 
 

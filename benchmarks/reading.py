@@ -25,7 +25,8 @@ import torch
 from PIL import Image
 
 from ccsnet.backbones import make_torchvision_importable
-from ccsnet.data.loading import DataConfig, open_dataset, training_batches
+from ccsnet.data.loading import training_batches
+from ccsnet.data.source import DataConfig, open_dataset
 from ccsnet.memory import keep_freed_memory
 
 ROUNDS, BATCH, BATCHES, PICTURES = 7, 16, 12, 64

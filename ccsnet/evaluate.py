@@ -15,13 +15,8 @@ from ccsnet.boundary import BoundaryCounts
 from ccsnet.calibration import CalibrationCounts
 from ccsnet.checkpoint import Checkpoint
 from ccsnet.counts import ConfusionMatrix, ImageCounts
-from ccsnet.data.loading import (
-    DataConfig,
-    EvaluationSamples,
-    Sample,
-    batches_of_equal_size,
-    evaluation_samples,
-)
+from ccsnet.data.loading import EvaluationSamples, Sample, batches_of_equal_size, evaluation_samples
+from ccsnet.data.source import DataConfig
 from ccsnet.datasets._spec import DatasetSpec
 from ccsnet.depth import depth_warning
 from ccsnet.errors import InputError

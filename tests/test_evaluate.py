@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from ccsnet.checkpoint import load_model, read_checkpoint
-from ccsnet.data.loading import evaluation_samples, open_dataset
+from ccsnet.data.loading import evaluation_samples
+from ccsnet.data.source import open_dataset
 from ccsnet.errors import InputError
 from ccsnet.evaluate import (
     evaluate,

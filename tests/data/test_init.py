@@ -14,7 +14,8 @@ from ccsnet.data.check import check_labels
 from ccsnet.data.coding import find_coding
 from ccsnet.data.init import describe
 from ccsnet.data.layout import find_layout
-from ccsnet.data.loading import DataConfig, open_dataset, training_batches
+from ccsnet.data.loading import training_batches
+from ccsnet.data.source import DataConfig, open_dataset
 from ccsnet.datasets._folder import read_spec
 from ccsnet.errors import InputError
 

@@ -7,14 +7,12 @@ from PIL import Image
 
 from ccsnet.data.check import channel_statistics, check_labels
 from ccsnet.data.loading import (
-    DataConfig,
-    augmentation,
     batches_of_equal_size,
     evaluation_samples,
-    open_dataset,
     sample_order,
     training_batches,
 )
+from ccsnet.data.source import DataConfig, augmentation, open_dataset
 from ccsnet.datasets import earth
 from ccsnet.errors import InputError
 
