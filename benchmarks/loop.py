@@ -23,7 +23,7 @@ from PIL import Image
 from ccsnet.catalogue import machine
 from ccsnet.config import RunConfig, TrainConfig
 from ccsnet.data.loading import training_batches
-from ccsnet.data.source import DataConfig, open_dataset
+from ccsnet.data.opening import DataConfig, open_dataset
 from ccsnet.heads._base import HeadConfig
 from ccsnet.loss import SegmentationLoss
 from ccsnet.memory import keep_freed_memory

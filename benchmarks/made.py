@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ccsnet.checkpoint import Checkpoint, ClassInfo, read_checkpoint, save_checkpoint
 from ccsnet.config import RunConfig, TrainConfig
-from ccsnet.data.source import DataConfig
+from ccsnet.data.opening import DataConfig
 from ccsnet.segmenter import ModelConfig, Segmenter
 
 

@@ -26,7 +26,7 @@ from PIL import Image
 
 from ccsnet.backbones import make_torchvision_importable
 from ccsnet.data.loading import training_batches
-from ccsnet.data.source import DataConfig, open_dataset
+from ccsnet.data.opening import DataConfig, open_dataset
 from ccsnet.memory import keep_freed_memory
 
 ROUNDS, BATCH, BATCHES, PICTURES = 7, 16, 12, 64

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ccsnet.catalogue import training_memory
 from ccsnet.config import RunConfig
-from ccsnet.data.source import DataConfig
+from ccsnet.data.opening import DataConfig
 from ccsnet.segmenter import ModelConfig, create_segmenter
 
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"

@@ -23,8 +23,8 @@ import torch
 
 from ccsnet.data.images import write_bytes
 from ccsnet.data.loading import sample_order, training_batches
+from ccsnet.data.opening import DataConfig, open_dataset
 from ccsnet.data.shard import MEBIBYTE, own_description, shard_dataset
-from ccsnet.data.source import DataConfig, open_dataset
 
 ROUNDS, PICTURES, BATCH, CLASSES = 7, 2000, 16, 8
 SIZE = (192, 256)

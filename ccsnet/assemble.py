@@ -13,7 +13,7 @@ from ccsnet.checkpoint import Checkpoint
 from ccsnet.compiled import check_compiler
 from ccsnet.config import RunConfig, TrainConfig
 from ccsnet.cpu_kernels import FasterKernels
-from ccsnet.data.source import open_dataset
+from ccsnet.data.opening import open_dataset
 from ccsnet.datasets._spec import DatasetSpec
 from ccsnet.loss import SegmentationLoss
 from ccsnet.parallel import Processes

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ccsnet.checkpoint import Checkpoint
     from ccsnet.compare import Comparison
     from ccsnet.compare_page import Subject
-    from ccsnet.data.source import DataConfig
+    from ccsnet.data.opening import DataConfig
     from ccsnet.datasets._spec import DatasetSpec
 
 CLASSES_SHOWN, IMAGES_SHOWN = 12, 5  # In the terminal; --json has all.
@@ -81,7 +81,7 @@ def _check(options: CompareArguments) -> None:
 
 def _compare(run_name: str, other_name: str, options: CompareArguments) -> int:
     from ccsnet.compare import compare as count
-    from ccsnet.data.source import test_sides
+    from ccsnet.data.opening import test_sides
     from ccsnet.evaluate import pipeline_samples
     from ccsnet.hub import open_run
     from ccsnet.inference import Pipeline
@@ -158,7 +158,7 @@ def _common_data(
     Raises:
         InputError: They are of different data, classes or splits, or tested at different sizes.
     """
-    from ccsnet.data.source import open_dataset, test_sides
+    from ccsnet.data.opening import open_dataset, test_sides
     from ccsnet.evaluate import labelled_split
     from ccsnet.preflight import check_classes
 

@@ -54,7 +54,7 @@ def check(arguments: list[str]) -> int:
     import json
 
     from ccsnet.data.check import check_dataset
-    from ccsnet.data.source import DataConfig, open_dataset
+    from ccsnet.data.opening import DataConfig, open_dataset
     from ccsnet.files import atomic_path
     from ccsnet.terminal import TerminalReporter, make_console
 
@@ -149,7 +149,7 @@ def browse(arguments: list[str]) -> int:
     and shares, each class where it is large, and images as training sees them.
     """
     from ccsnet.data.browse import write_page
-    from ccsnet.data.source import DataConfig, open_dataset
+    from ccsnet.data.opening import DataConfig, open_dataset
     from ccsnet.terminal import TerminalReporter, make_console
 
     name, rest = positional("data set", arguments, "data browse", BrowseArguments, browse.__doc__)

@@ -170,8 +170,8 @@ def shard(arguments: list[str]) -> int:
     dataset.yaml is copied too. DIR is then trained on like the folder, with the same samples in
     the same order. A call that was interrupted goes on when it is given again.
     """
+    from ccsnet.data.opening import DataConfig, open_dataset
     from ccsnet.data.shard import MEBIBYTE, own_description, shard_dataset
-    from ccsnet.data.source import DataConfig, open_dataset
     from ccsnet.terminal import TerminalReporter, make_console, table
 
     name, rest = positional("data set", arguments, "data shard", ShardArguments, shard.__doc__)

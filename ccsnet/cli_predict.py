@@ -84,7 +84,7 @@ def evaluate(arguments: list[str]) -> int:
 
 
 def _evaluate(run_name: str, options: EvaluateArguments, processes: "Processes | None") -> int:
-    from ccsnet.data.source import open_dataset, test_sides
+    from ccsnet.data.opening import open_dataset, test_sides
     from ccsnet.evaluate import evaluate as measure
     from ccsnet.evaluate import labelled_split, pipeline_samples
     from ccsnet.hub import open_run

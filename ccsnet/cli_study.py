@@ -98,7 +98,7 @@ def _places(given: Sequence[str]) -> dict[str, str]:
 
 def _counted(study: "Study", options: StudyArguments) -> tuple["Study", dict[str, "Cost"]]:
     """The study with its heads matched, and what the models cost, where that can be known."""
-    from ccsnet.data.source import open_dataset
+    from ccsnet.data.opening import open_dataset
     from ccsnet.study_cost import CostCounter, matched
 
     if not (options.dry_run or options.table_only):

@@ -15,7 +15,7 @@ from jaxtyping import Integer, Num, UInt8
 
 from ccsnet.compare import ClassRow, Comparison, Difference, ImageRow
 from ccsnet.compare_causes import CauseRow
-from ccsnet.data.source import read_pair
+from ccsnet.data.opening import read_pair
 from ccsnet.datasets._spec import Colour, DatasetSpec, Pair
 from ccsnet.draw import colourise, rgb_of
 from ccsnet.files import atomic_path

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ccsnet.data.opening import DataConfig
 from ccsnet.data.sampling import ClassWeights
-from ccsnet.data.source import DataConfig
 from ccsnet.errors import InputError, unknown_name
 from ccsnet.optim import OptimConfig
 from ccsnet.segmenter import ModelConfig

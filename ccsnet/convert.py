@@ -19,7 +19,7 @@ from ccsnet.backbones._recognise import mit_name
 from ccsnet.backbones.weights import LoadedWeights, load_state
 from ccsnet.checkpoint import ClassInfo, save_checkpoint
 from ccsnet.config import RunConfig
-from ccsnet.data.source import PACKAGE, DataConfig, open_dataset
+from ccsnet.data.opening import PACKAGE, DataConfig, open_dataset
 from ccsnet.datasets._folder import distinct_colours
 from ccsnet.datasets._spec import Colour, DatasetSpec
 from ccsnet.errors import InputError, unknown_name

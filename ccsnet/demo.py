@@ -13,7 +13,7 @@ from ccsnet.checkpoint import LAST, read_checkpoint
 from ccsnet.config import RunConfig
 from ccsnet.data.images import read_image, read_label, write_bytes, write_palette_png
 from ccsnet.data.loading import evaluation_samples
-from ccsnet.data.source import open_dataset
+from ccsnet.data.opening import open_dataset
 from ccsnet.datasets import earth
 from ccsnet.datasets._spec import DatasetSpec, Pair
 from ccsnet.draw import colourise, legend, overlay

@@ -16,7 +16,7 @@ from ccsnet.calibration import CalibrationCounts
 from ccsnet.checkpoint import Checkpoint
 from ccsnet.counts import ConfusionMatrix, ImageCounts
 from ccsnet.data.loading import EvaluationSamples, Sample, batches_of_equal_size, evaluation_samples
-from ccsnet.data.source import DataConfig
+from ccsnet.data.opening import DataConfig
 from ccsnet.datasets._spec import DatasetSpec
 from ccsnet.depth import depth_warning
 from ccsnet.errors import InputError

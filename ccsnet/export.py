@@ -20,7 +20,7 @@ from ccsnet import runtime
 from ccsnet.checkpoint import Checkpoint, ClassInfo, load_model
 from ccsnet.data.files import find_images
 from ccsnet.data.images import read_image
-from ccsnet.data.source import open_dataset
+from ccsnet.data.opening import open_dataset
 from ccsnet.errors import InputError, unknown_name
 from ccsnet.export_forms import FORMATS, MAX_DIFFERENT, ExportNetwork, cannot, quiet
 from ccsnet.files import atomic_path

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # Names of the settings in glibc's malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
+STATUS = Path("/proc/self/status")
+
 
 def keep_freed_memory() -> bool:
     """Tell the C library to reuse large blocks; for this process, from now on.
@@ -42,10 +44,10 @@ def peak_memory(device: "torch.device") -> float:
         import torch
 
         return torch.cuda.max_memory_allocated(device) / 2**30
-    status = Path("/proc/self/status")  # Linux; getrusage's peak there begins with the parent's.
-    if status.exists():
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(peak.split()[1]) / 2**20
+    if STATUS.exists():  # Linux; getrusage's peak there begins with the parent's.
+        for line in STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):  # Some sandboxes leave it out.
+                return int(line.split()[1]) / 2**20
     try:
         import resource
     except ModuleNotFoundError:

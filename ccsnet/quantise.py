@@ -16,7 +16,7 @@ from ccsnet import runtime
 from ccsnet.checkpoint import Checkpoint
 from ccsnet.data.files import find_images
 from ccsnet.data.images import read_image, read_label
-from ccsnet.data.source import open_dataset
+from ccsnet.data.opening import open_dataset
 from ccsnet.errors import InputError
 from ccsnet.evaluate import labelled_split
 from ccsnet.export_forms import quiet

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ccsnet.config import RunConfig, TrainConfig
-from ccsnet.data.source import DataConfig
+from ccsnet.data.opening import DataConfig
 from ccsnet.errors import unknown_name
 from ccsnet.heads._base import HeadConfig
 from ccsnet.optim import OptimConfig

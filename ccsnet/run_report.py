@@ -16,7 +16,7 @@ from ccsnet.checkpoint import BEST, read_checkpoint
 from ccsnet.config import RunConfig
 from ccsnet.data.images import image_size
 from ccsnet.data.loading import evaluation_samples
-from ccsnet.data.source import open_dataset, read_pair
+from ccsnet.data.opening import open_dataset, read_pair
 from ccsnet.datasets._spec import DatasetSpec, Pair
 from ccsnet.evaluate import Evaluation, evaluate, stored_evaluation
 from ccsnet.metrics import Metrics, percent

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ccsnet.config import RunConfig, to_json
-from ccsnet.data.source import PACKAGE
+from ccsnet.data.opening import PACKAGE
 from ccsnet.datasets._spec import DatasetSpec
 from ccsnet.plugins import plugin_names
 

@@ -11,7 +11,7 @@ import yaml
 
 from ccsnet.arguments import parse
 from ccsnet.config import RunConfig
-from ccsnet.data.source import PACKAGE
+from ccsnet.data.opening import PACKAGE
 from ccsnet.datasets._folder import read_spec
 from ccsnet.datasets._spec import DatasetSpec
 from ccsnet.errors import InputError, unknown_name

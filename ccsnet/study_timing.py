@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ccsnet.data.images import read_image
-from ccsnet.data.source import open_dataset
+from ccsnet.data.opening import open_dataset
 from ccsnet.hub import open_run
 from ccsnet.machine import machine
 from ccsnet.predict import Predictor

@@ -19,8 +19,8 @@ from ccsnet.averaging import WeightAverage
 from ccsnet.checkpoint import BEST, LAST, Checkpoint, ClassInfo
 from ccsnet.config import RunConfig, to_json
 from ccsnet.data.loading import Batch, Sample, evaluation_samples, training_batches
+from ccsnet.data.opening import test_sides
 from ccsnet.data.parallel import num_processors
-from ccsnet.data.source import test_sides
 from ccsnet.errors import NotFiniteError
 from ccsnet.evaluate import Evaluation, evaluate, evaluation_to_json
 from ccsnet.files import atomic_path

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from ccsnet.config import RunConfig, TrainConfig
-from ccsnet.data.source import DataConfig
+from ccsnet.data.opening import DataConfig
 from ccsnet.heads._base import HeadConfig
 from ccsnet.optim import OptimConfig
 from ccsnet.segmenter import ModelConfig

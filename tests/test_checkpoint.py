@@ -154,7 +154,7 @@ def test_weights_of_another_network(saved):
 
 
 def test_class_lists_must_agree(saved, shapes):
-    from ccsnet.data.source import open_dataset
+    from ccsnet.data.opening import open_dataset
 
     spec, _ = open_dataset(tiny_config(shapes).data)
     found = read_checkpoint(saved[0])

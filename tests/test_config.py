@@ -8,7 +8,7 @@ import pytest
 
 import ccsnet
 from ccsnet.config import RunConfig, TrainConfig, from_json, to_json
-from ccsnet.data.source import DataConfig
+from ccsnet.data.opening import DataConfig
 from ccsnet.errors import InputError
 from ccsnet.heads._base import CCSVariant, HeadConfig
 from ccsnet.recipes import RECIPES, recipe
@@ -17,11 +17,11 @@ PACKAGE = Path(ccsnet.__file__).parent
 
 # Where each setting is read; `test_every_setting_is_read` holds the list against the code.
 READ_BY = {
-    "data.dataset": "data/source.py",
-    "data.root": "data/source.py",
-    "data.crop": "data/source.py",
-    "data.short_side": "data/source.py",
-    "data.long_side": "data/source.py",
+    "data.dataset": "data/opening.py",
+    "data.root": "data/opening.py",
+    "data.crop": "data/opening.py",
+    "data.short_side": "data/opening.py",
+    "data.long_side": "data/opening.py",
     "data.scale": "data/transforms.py",
     "data.max_class_share": "data/transforms.py",
     "data.rare_crop": "data/transforms.py",
@@ -29,7 +29,7 @@ READ_BY = {
     "data.photometric": "data/transforms.py",
     "data.train_split": "train.py",
     "data.val_split": "train.py",
-    "data.workers": "data/source.py",
+    "data.workers": "data/opening.py",
     "data.repeat_threshold": "data/loading.py",
     "model.backbone": "segmenter.py",
     "model.backbone_weights": "segmenter.py",

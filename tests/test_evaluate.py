@@ -9,7 +9,7 @@ from PIL import Image
 
 from ccsnet.checkpoint import load_model, read_checkpoint
 from ccsnet.data.loading import evaluation_samples
-from ccsnet.data.source import open_dataset
+from ccsnet.data.opening import open_dataset
 from ccsnet.errors import InputError
 from ccsnet.evaluate import (
     evaluate,

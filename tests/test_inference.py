@@ -15,7 +15,7 @@ import ccsnet
 from ccsnet import inference, trial
 from ccsnet.checkpoint import load_model, read_checkpoint, save_checkpoint
 from ccsnet.cpu_kernels import faster_kernels
-from ccsnet.data.source import open_dataset
+from ccsnet.data.opening import open_dataset
 from ccsnet.data.transforms import resize_image
 from ccsnet.errors import InputError
 from ccsnet.evaluate import evaluate, pipeline_samples

@@ -3,9 +3,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from ccsnet import memory
-from ccsnet.memory import keep_freed_memory
+from ccsnet.memory import keep_freed_memory, peak_memory
 
 
 def test_says_whether_it_could():
@@ -41,3 +42,10 @@ def test_the_peak_is_not_that_of_the_parent():
     assert len(filled) == 2**30
     assert small < 0.8
     assert 0.4 < large - small < 0.6
+
+
+def test_a_system_that_tells_less_is_asked_otherwise(monkeypatch, tmp_path):
+    known = peak_memory(torch.device("cpu"))
+    monkeypatch.setattr(memory, "STATUS", tmp_path / "status")
+    (tmp_path / "status").write_text("Name:\tpython\nVmRSS:\t1 kB\n")
+    assert peak_memory(torch.device("cpu")) >= 0.9 * known

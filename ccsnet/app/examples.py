@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Num, UInt8
 
 from ccsnet.data.images import read_image
-from ccsnet.data.source import DataConfig
+from ccsnet.data.opening import DataConfig
 from ccsnet.datasets import earth
 from ccsnet.datasets._folder import read_spec
 from ccsnet.datasets._spec import DatasetSpec
@@ -66,7 +66,7 @@ def _validation_images(predictor: Predictor) -> list[Example]:
 
 
 def _dataset_there(config: DataConfig) -> tuple[DatasetSpec, Path]:
-    """As `ccsnet.data.source.open_dataset`, but nothing is prepared and no code is imported.
+    """As `ccsnet.data.opening.open_dataset`, but nothing is prepared and no code is imported.
 
     Raises:
         InputError: The data set is not one of ours or a folder.

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Integer, UInt8, UInt16
 
 from ccsnet.data.images import read_image, read_label
+from ccsnet.data.opening import DataConfig, augmentation, read_pair
 from ccsnet.data.sampling import class_counts, spread
-from ccsnet.data.source import DataConfig, augmentation, read_pair
 from ccsnet.data.transforms import augment
 from ccsnet.data.workers import in_processes
 from ccsnet.datasets._spec import DatasetSpec, Pair

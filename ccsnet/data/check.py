@@ -12,8 +12,8 @@ from jaxtyping import Int64
 from ccsnet.data.duplicates import HASH_BYTES, content_hash, find_twins, perceptual_hash
 from ccsnet.data.findings import CheckReport, Problem, SplitFacts
 from ccsnet.data.images import image_size, read_image, read_label
+from ccsnet.data.opening import DataConfig, sizes_differ
 from ccsnet.data.sampling import class_counts, spread
-from ccsnet.data.source import DataConfig, sizes_differ
 from ccsnet.data.workers import in_processes
 from ccsnet.datasets._spec import DatasetSpec, Pair
 from ccsnet.datasets._split import repeated

@@ -12,7 +12,7 @@ from ccsnet.data.coding import Coding, Entry, find_coding
 from ccsnet.data.images import image_bands, image_size
 from ccsnet.data.label_values import hex_colour
 from ccsnet.data.layout import SPLITS, Layout, find_layout
-from ccsnet.data.source import read_pair
+from ccsnet.data.opening import read_pair
 from ccsnet.datasets._folder import FILE_NAME, read_spec
 from ccsnet.datasets._spec import DatasetSpec, Pair, Split
 from ccsnet.datasets._split import name_hash

@@ -14,6 +14,7 @@ from jaxtyping import Float64, Int32, Int64, UInt8, UInt16
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ccsnet.data.opening import DataConfig, augmentation, read_pair, test_sides
 from ccsnet.data.parallel import start_worker
 from ccsnet.data.sampling import (
     epoch_length,
@@ -22,7 +23,6 @@ from ccsnet.data.sampling import (
     repeated_order,
     scan_labels,
 )
-from ccsnet.data.source import DataConfig, augmentation, read_pair, test_sides
 from ccsnet.data.transforms import Augmentation, augment, resize_aligned
 from ccsnet.data.workers import Failure
 from ccsnet.datasets._spec import DatasetSpec, Pair

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ccsnet import cli
 from ccsnet.arguments import kind_of
 from ccsnet.config import RunConfig
-from ccsnet.data.source import DataConfig
+from ccsnet.data.opening import DataConfig
 from ccsnet.options import Option, options_of
 from ccsnet.recipes import RECIPES
 from ccsnet.verbs import ABOUT

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ccsnet.cli_data import data
 from ccsnet.data.browse import displayable, write_page
-from ccsnet.data.source import DataConfig, open_dataset
+from ccsnet.data.opening import DataConfig, open_dataset
 from ccsnet.datasets._split import Split
 from ccsnet.errors import InputError
 from tests.shapes import COLOURS, YAML, make_shapes

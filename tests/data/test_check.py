@@ -12,7 +12,7 @@ from ccsnet.data.check import check_dataset
 from ccsnet.data.duplicates import MAX_DISTANCE, find_twins, perceptual_hash
 from ccsnet.data.findings import KINDS
 from ccsnet.data.loading import training_batches
-from ccsnet.data.source import DataConfig, open_dataset
+from ccsnet.data.opening import DataConfig, open_dataset
 from ccsnet.datasets._spec import DatasetSpec
 from ccsnet.datasets._split import Split
 from ccsnet.errors import InputError

@@ -16,6 +16,7 @@ from PIL import Image
 from ccsnet import cli_data
 from ccsnet.data.foreign import import_labels
 from ccsnet.data.loading import evaluation_samples
+from ccsnet.data.opening import DataConfig, open_dataset
 from ccsnet.data.regions import (
     IGNORED,
     UNLABELLED,
@@ -27,7 +28,6 @@ from ccsnet.data.regions import (
     paint,
     rectangle,
 )
-from ccsnet.data.source import DataConfig, open_dataset
 from ccsnet.errors import InputError
 
 SIZE = (40, 60)

@@ -15,7 +15,7 @@ from ccsnet.data.coding import find_coding
 from ccsnet.data.init import describe
 from ccsnet.data.layout import find_layout
 from ccsnet.data.loading import training_batches
-from ccsnet.data.source import DataConfig, open_dataset
+from ccsnet.data.opening import DataConfig, open_dataset
 from ccsnet.datasets._folder import read_spec
 from ccsnet.errors import InputError
 

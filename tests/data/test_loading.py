@@ -12,7 +12,7 @@ from ccsnet.data.loading import (
     sample_order,
     training_batches,
 )
-from ccsnet.data.source import DataConfig, augmentation, open_dataset
+from ccsnet.data.opening import DataConfig, augmentation, open_dataset
 from ccsnet.datasets import earth
 from ccsnet.errors import InputError
 

@@ -23,9 +23,9 @@ from PIL import Image
 from ccsnet import cli
 from ccsnet.data.images import read_label
 from ccsnet.data.loading import evaluation_samples
+from ccsnet.data.opening import DataConfig, open_dataset
 from ccsnet.data.prepare import Counts, default_out, prepare
 from ccsnet.data.record import FINISHED, UNFINISHED
-from ccsnet.data.source import DataConfig, open_dataset
 from ccsnet.datasets._archives import Archive, Gunzip, MatToPng, NameList
 from ccsnet.datasets._spec import DatasetSpec, Split
 from ccsnet.errors import InputError

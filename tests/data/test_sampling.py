@@ -13,6 +13,7 @@ from ccsnet.checkpoint import read_checkpoint
 from ccsnet.config import RunConfig, TrainConfig, from_json, to_json
 from ccsnet.data import sampling
 from ccsnet.data.loading import Batch, training_batches
+from ccsnet.data.opening import DataConfig, augmentation, open_dataset
 from ccsnet.data.sampling import (
     epoch_length,
     rare_class_odds,
@@ -22,7 +23,6 @@ from ccsnet.data.sampling import (
     settle_class_weights,
     suggested_weights,
 )
-from ccsnet.data.source import DataConfig, augmentation, open_dataset
 from ccsnet.data.transforms import Augmentation, choose_crop
 from ccsnet.data.workers import in_processes
 from ccsnet.errors import InputError

@@ -26,8 +26,8 @@ from ccsnet.data import shard
 from ccsnet.data.check import check_dataset
 from ccsnet.data.images import image_bands, image_size, label_palette, read_image, read_label
 from ccsnet.data.loading import evaluation_samples, training_batches
+from ccsnet.data.opening import DataConfig, open_dataset
 from ccsnet.data.shard import own_description, shard_dataset
-from ccsnet.data.source import DataConfig, open_dataset
 from ccsnet.datasets import _shards
 from ccsnet.datasets._shards import INDEX, UNFINISHED, TarMember
 from ccsnet.datasets._spec import DatasetSpec

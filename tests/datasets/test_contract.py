@@ -20,8 +20,8 @@ import pytest
 from ccsnet.data.check import check_labels
 from ccsnet.data.images import image_size, read_image, read_label
 from ccsnet.data.loading import evaluation_samples, training_batches
+from ccsnet.data.opening import DataConfig
 from ccsnet.data.prepare import Prepared, prepare
-from ccsnet.data.source import DataConfig
 from ccsnet.datasets._archives import Tiles
 from ccsnet.datasets._spec import DatasetSpec
 from ccsnet.errors import InputError

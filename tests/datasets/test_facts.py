@@ -9,7 +9,7 @@ import pytest
 from ccsnet.checkpoint import Checkpoint, ClassInfo
 from ccsnet.config import RunConfig
 from ccsnet.data.images import read_label
-from ccsnet.data.source import DataConfig
+from ccsnet.data.opening import DataConfig
 from ccsnet.datasets._archives import ContextToPng, Tiles
 from ccsnet.datasets._spec import DatasetSpec
 from ccsnet.errors import InputError

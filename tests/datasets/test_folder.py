@@ -9,7 +9,7 @@ from PIL import Image
 
 from ccsnet.data.images import read_label
 from ccsnet.data.loading import training_batches
-from ccsnet.data.source import DataConfig, open_dataset
+from ccsnet.data.opening import DataConfig, open_dataset
 from ccsnet.datasets._folder import OPTIONAL, REQUIRED, distinct_colours, read_spec
 from ccsnet.errors import InputError
 

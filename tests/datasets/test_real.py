@@ -12,7 +12,7 @@ from PIL import Image
 from ccsnet.data.check import check_dataset
 from ccsnet.data.images import read_image, read_label
 from ccsnet.data.loading import evaluation_samples, training_batches
-from ccsnet.data.source import DataConfig
+from ccsnet.data.opening import DataConfig
 from ccsnet.datasets._spec import Split
 from ccsnet.plugins import find_plugin
 
