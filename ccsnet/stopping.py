@@ -4,6 +4,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from types import FrameType, TracebackType
 
 RESUME_STATUS = 75
@@ -97,3 +98,27 @@ class StopSignals:
     def ignore(self) -> None:
         """From now on the program is ending already."""
         self._deaf = True
+
+
+@contextlib.contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes that are spawned in the block hear no stop signal, from their first moment on.
+
+    Ctrl-C reaches every process of a terminal. One that is still starting Python itself would die
+    of it with a traceback, before it can ask to be left alone with `ignore_stop_signals`.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, where no mask is inherited.
+        yield
+        return
+    resource_tracker.ensure_running()  # Started in the block, it would unblock the signals.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore_stop_signals() -> None:
+    """For a process that the main one ends: it saves first, then ends its workers."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -112,3 +114,33 @@ def test_processes_agree(heard, status):
     flags = [sum(each) > 0 for each in zip(*map(request_flags, heard), strict=True)]
     request = request_of(*flags)
     assert (None if request is None else request.status) == status
+
+
+SPAWN = """
+import multiprocessing, signal
+from ccsnet.stopping import SIGNALS, deaf_children
+
+def ends(number):
+    process = multiprocessing.get_context("spawn").Process(
+        target=signal.raise_signal, args=(number,)
+    )
+    process.start()
+    process.join()
+    return process.exitcode
+
+with deaf_children():
+    within = [ends(number) for number in SIGNALS]
+assert within == [0] * len(SIGNALS), within
+assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+assert ends(signal.SIGTERM) == -signal.SIGTERM
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no mask is inherited")
+def test_a_process_is_deaf_from_its_first_moment_on():
+    """Also the first one spawned, whose start starts the resource tracker, which unblocks."""
+    # A new process, so that no tracker runs; "-c" is a main module that is not run again.
+    process = subprocess.run(
+        [sys.executable, "-c", SPAWN], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert (process.returncode, process.stderr) == (0, "")

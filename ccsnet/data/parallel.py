@@ -3,7 +3,6 @@
 import concurrent.futures
 import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -12,6 +11,7 @@ import cv2
 
 from ccsnet.errors import InputError
 from ccsnet.progress import Reporter
+from ccsnet.stopping import deaf_children, ignore_stop_signals
 
 Task = TypeVar("Task")
 
@@ -24,11 +24,9 @@ def num_processors() -> int:
 
 def start_worker(*_: int) -> None:
     """What a worker process does first; a DataLoader tells it its number."""
-    # Ctrl-C reaches every process of a terminal, a scheduler's warning every process of a job: the
-    # main one saves, then ends its workers. They also end when they find it gone.
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    # Ctrl-C reaches every process of a terminal, a scheduler's warning every process of a job.
+    # Workers also end when they find the main process gone.
+    ignore_stop_signals()
     cv2.setNumThreads(0)  # Workers are the parallelism; threads in each would compete.
 
 
@@ -64,7 +62,9 @@ def run_all(
         initializer=start_worker,
     )
     try:
-        for units in pool.map(function, tasks, chunksize=1):
+        with deaf_children():
+            done = pool.map(function, tasks, chunksize=1)
+        for units in done:
             reporter.advance(units)
     except BrokenProcessPool as error:
         raise InputError(

@@ -21,6 +21,7 @@ from ccsnet.errors import InputError
 from ccsnet.serve.models import Facts, Failure, Label
 from ccsnet.serve.settings import Source
 from ccsnet.serve.worker import work
+from ccsnet.stopping import deaf_children
 
 LOG = logging.getLogger("ccsnet.serve")
 State = Literal["starting", "ready", "stopped"]
@@ -151,7 +152,8 @@ class WorkerEngine:
             if self._state == "stopped":
                 raise InputError("The server stops.")
             self._connection, self._process = ours, process
-            process.start()
+            with deaf_children():
+                process.start()
         theirs.close()
         try:
             what, value = ours.recv()

@@ -9,7 +9,6 @@ from it         ready FACTS, failed TEXT; batch SIZE SECONDS, done NUMBER RESULT
 
 import contextlib
 import os
-import signal
 import threading
 import time
 from multiprocessing.connection import Connection
@@ -19,13 +18,13 @@ from ccsnet.memory import keep_freed_memory
 from ccsnet.serve.batching import Job, Waiting
 from ccsnet.serve.models import Model, label_each, open_model
 from ccsnet.serve.settings import Source
+from ccsnet.stopping import ignore_stop_signals
 
 
 def work(connection: Connection, source: Source) -> None:
     """Label what comes, until the other end of the pipe is closed."""
     # Ctrl-C and a service manager tell every process; this one ends when the server has finished.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    ignore_stop_signals()
     keep_freed_memory()
     with contextlib.suppress(BrokenPipeError):  # Where the server ended without a word.
         try:
