@@ -107,12 +107,13 @@ def _legend(results: Mapping[str, Any]) -> str:
 
 
 def _class_table(results: Mapping[str, Any]) -> list[str]:
-    rows = {name: row["iou"] for name, row in results["rows"].items() if row["iou"]}
+    rows = {name: row for name, row in results["rows"].items() if row["iou"]}
     if not rows:
         return []
-    classes = list(next(iter(rows.values())))
+    classes = list(next(iter(rows.values()))["iou"])
     cells = [
-        [f"`{name}`", *(percent(iou.get(one)) for one in classes)] for name, iou in rows.items()
+        [f"`{name}`{_lacking(row, results)}", *(percent(row["iou"].get(one)) for one in classes)]
+        for name, row in rows.items()
     ]
     title = f"IoU by class on `{results['report']}`, mean of the seeds:"
     return [title, _table(["row", *classes], cells)]
@@ -159,6 +160,12 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _seeds(row: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     done, wanted = len(row["seeds"]), len(results["seeds"])
     return str(done) if done == wanted else f"{done} of {wanted}"
+
+
+def _lacking(row: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """A mean over fewer seeds than the others' must not pass for theirs."""
+    seeds = _seeds(row, results)
+    return f" ({seeds})" if "of" in seeds else ""
 
 
 def _spread(row: Mapping[str, Any]) -> str:
