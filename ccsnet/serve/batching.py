@@ -17,8 +17,6 @@ class Job:
     image: Num[np.ndarray, "H W C"] = field(repr=False)
     key: Hashable
     """Images with equal keys can go into one forward pass."""
-    at_once: int
-    """How many like this one do."""
     came: float
     """When, by the clock of the `Waiting`."""
 
@@ -28,11 +26,18 @@ class Waiting:
 
     Args:
         max_wait: Seconds that the oldest job waits for others that go with it.
+        at_once: How many images like one go into a forward pass. It is asked in the thread that
+            takes: to plan it, the network may be run, and it can be run by one thread only.
         clock: Seconds since some moment.
     """
 
-    def __init__(self, max_wait: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.max_wait, self.clock = max_wait, clock
+    def __init__(
+        self,
+        max_wait: float,
+        at_once: Callable[[Num[np.ndarray, "H W C"]], int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.max_wait, self.at_once, self.clock = max_wait, at_once, clock
         self._jobs: list[Job] = []
         self._changed = threading.Condition()
         self._closed = False
@@ -60,6 +65,7 @@ class Waiting:
         It waits for companions only until the oldest job has waited for `max_wait`, and not at all
         where enough are there.
         """
+        asked, most = None, 1
         with self._changed:
             while True:
                 if not self._jobs:
@@ -68,9 +74,11 @@ class Waiting:
                     self._changed.wait()
                     continue
                 first = self._jobs[0]
-                batch = [job for job in self._jobs if job.key == first.key][: first.at_once]
+                if first is not asked:
+                    asked, most = first, self.at_once(first.image)
+                batch = [job for job in self._jobs if job.key == first.key][:most]
                 left = first.came + self.max_wait - self.clock()
-                if self._closed or len(batch) >= first.at_once or left <= 0:
+                if self._closed or len(batch) >= most or left <= 0:
                     taken = {job.number for job in batch}
                     self._jobs = [job for job in self._jobs if job.number not in taken]
                     return batch

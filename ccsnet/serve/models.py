@@ -107,7 +107,7 @@ class Trained:
         """As many as `ccsnet predict` takes together."""
         try:
             return self.pipeline.images_at_once(image.shape[:2], image.shape[2])
-        except InputError:  # It does not fit into the memory: labelling it says so.
+        except Exception:  # As where it does not fit into the memory: labelling it says why.
             return 1
 
     def label(self, images: Sequence[Num[np.ndarray, "_ _ C"]]) -> list[Label]:

@@ -8,6 +8,7 @@ from it         ready FACTS, failed TEXT; batch SIZE SECONDS, done NUMBER RESULT
 """
 
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -19,6 +20,8 @@ from ccsnet.serve.batching import Job, Waiting
 from ccsnet.serve.models import Model, label_each, open_model
 from ccsnet.serve.settings import Source
 from ccsnet.stopping import ignore_stop_signals
+
+LOG = logging.getLogger("ccsnet.serve")
 
 
 def work(connection: Connection, source: Source) -> None:
@@ -33,7 +36,7 @@ def work(connection: Connection, source: Source) -> None:
             connection.send(("failed", str(error)))
             return
         connection.send(("ready", model.facts))
-        waiting = Waiting(source.max_wait)
+        waiting = Waiting(source.max_wait, model.at_once)
         threading.Thread(target=_listen, args=(connection, model, waiting), daemon=True).start()
         while (batch := waiting.next_batch()) is not None:
             started = time.perf_counter()
@@ -54,13 +57,9 @@ def _listen(connection: Connection, model: Model, waiting: Waiting) -> None:
                 waiting.cancel(number)
                 continue
             (image,) = rest
-            job = Job(
-                number=number,
-                image=image,
-                key=model.key(image),
-                at_once=model.at_once(image),
-                came=waiting.clock(),
-            )
-            waiting.put(job)
+            waiting.put(Job(number=number, image=image, key=model.key(image), came=waiting.clock()))
     except (EOFError, OSError):  # Nobody waits for anything any longer.
         os._exit(0)
+    except Exception:  # A worker that no longer listens would look ready for ever.
+        LOG.exception("The worker cannot take what comes.")
+        os._exit(1)
