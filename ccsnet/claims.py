@@ -4,6 +4,7 @@ Several processes that share a folder, on one machine or several, need nothing e
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -20,6 +21,9 @@ STALE_SECONDS = 900.0
 
 If it was not, the image is labelled twice, with the same result.
 """
+
+SOURCE_BYTES = 1 << 16
+"""Of each end of an image's file, to know it again."""
 
 
 class Answer(NamedTuple):
@@ -45,18 +49,21 @@ class Claims:
         self._owner = {"host": socket.gethostname(), "process": os.getpid(), "at": time.time_ns()}
         self._held: set[str] = set()
 
-    def ask(self, name: str, kinds: Collection[str], out: Path) -> Answer:
+    def ask(
+        self, name: str, kinds: Collection[str], out: Path, source: str | None = None
+    ) -> Answer:
         """Whether to make the results of an image; "ours" must be finished or dropped.
 
         Args:
             name: The image's.
             kinds: What is wanted of it.
             out: Where the files are that a record tells of.
+            source: What tells the image from another of its name; none: it is not compared.
 
         Raises:
-            InputError: It was made with other settings.
+            InputError: It was made with other settings, or of another image.
         """
-        record = self._finished(name, kinds, out)
+        record = self._finished(name, kinds, out, source)
         claim = self._path(name, ".claim")
         if record is not None:
             if claim.exists() and not self._is_alive(claim):  # Killed between its last two steps.
@@ -71,7 +78,7 @@ class Claims:
                 return Answer("taken")
         self._held.add(name)
         # Another process may have finished it, and taken its claim away, between both looks.
-        record = self._finished(name, kinds, out)
+        record = self._finished(name, kinds, out, source)
         if record is not None:
             self.drop(name)
             return Answer("done", record)
@@ -130,7 +137,9 @@ class Claims:
         image = PurePosixPath(name)
         return self.folder / image.parent / fitting_name(image.name, suffix)
 
-    def _finished(self, name: str, kinds: Collection[str], out: Path) -> dict[str, Any] | None:
+    def _finished(
+        self, name: str, kinds: Collection[str], out: Path, source: str | None
+    ) -> dict[str, Any] | None:
         record = _read(self._path(name, ".json"))
         if record is None or (self.anew and not self.is_own(record)):
             return None
@@ -140,6 +149,11 @@ class Claims:
             raise InputError(
                 f"{out} holds a result of {name} by another model or with other settings. Give "
                 "another --out folder, or --overwrite."
+            )
+        if None not in (source, record.get("source")) and source != record["source"]:
+            raise InputError(
+                f"{out} holds a result of another image of the name {name}, or this one has "
+                "changed since. Give another --out folder, or --overwrite."
             )
         return record if set(kinds) <= set(record["kinds"]) else None
 
@@ -165,6 +179,23 @@ class Claims:
         with contextlib.suppress(FileNotFoundError):
             return time.time() - claim.stat().st_mtime < STALE_SECONDS
         return False
+
+
+def source_of(path: Path) -> str:
+    """What tells an image from others: its length, and a digest of its beginning and its end.
+
+    The time of a file would not do: machines that share the work may have copies of their own.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        digest = hashlib.blake2b(file.read(SOURCE_BYTES), digest_size=16)
+        file.seek(max(0, size - SOURCE_BYTES))
+        digest.update(file.read(SOURCE_BYTES))
+    return f"{size}-{digest.hexdigest()}"
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ccsnet.arguments import parse, positional, second
 from ccsnet.errors import InputError
+from ccsnet.files import check_writable_file
 
 if TYPE_CHECKING:
     from ccsnet.checkpoint import Checkpoint
@@ -66,6 +67,7 @@ def _check(options: CompareArguments) -> None:
     """Refuse what could only fail after the work is done."""
     if not 0 <= options.images <= 100:
         raise InputError(f"images is {options.images}; it must be from 0 to 100.")
+    check_writable_file(options.json, "--json")
     out = options.out
     if out is None:
         return
@@ -77,6 +79,7 @@ def _check(options: CompareArguments) -> None:
         raise InputError(
             f"{out} is there already. Name another file, or replace it with --overwrite."
         )
+    check_writable_file(out, "--out")
 
 
 def _compare(run_name: str, other_name: str, options: CompareArguments) -> int:

@@ -1,8 +1,9 @@
 """`ccsnet export`, and `ccsnet predict --runtime`, which needs no torch. This module prints."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from ccsnet.arguments import before_options, parse, positional
 from ccsnet.errors import InputError
@@ -80,6 +81,10 @@ def export(arguments: list[str]) -> int:
     return 0
 
 
+Saved = Literal["index", "color", "overlay"]
+SAVED: tuple[Saved, ...] = get_args(Saved)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RuntimeArguments:
     """What to predict with an exported file, and what to keep of it."""
@@ -88,7 +93,7 @@ class RuntimeArguments:
     """What computes: onnxruntime takes .onnx files, openvino .xml files."""
     out: Path = Path("predictions")
     """Folder for the results; one folder inside for each kind."""
-    save: tuple[Literal["index", "color", "overlay"], ...] = ("color",)
+    save: tuple[Saved, ...] = ("color",)
     """index: class numbers as grey values; color: the same as a palette PNG; overlay."""
     batch_size: int = 4
     """Windows in each call of the network."""
@@ -105,7 +110,8 @@ def predict_exported(arguments: list[str]) -> int:
     """Label images: ccsnet predict --runtime onnxruntime MODEL.onnx IMAGES... [--out DIR] [...].
 
     MODEL.onnx is a file that `ccsnet export` wrote; nothing else is needed, nor is torch. IMAGES
-    are files, folders, or patterns such as 'photos/*.jpg'.
+    are files, folders, or patterns such as 'photos/*.jpg'. Of many, those that cannot be labelled
+    are listed at the end, and the exit status is 1.
     """
     import numpy as np
 
@@ -129,13 +135,16 @@ def predict_exported(arguments: list[str]) -> int:
         )
     if chosen.batch_size < 1:
         raise InputError(f"batch_size is {chosen.batch_size}; it must be at least 1.")
-    images = find_images(words[1:])
+    # Earlier results are not images, wherever they lie.
+    results = (chosen.out, *(chosen.out / kind for kind in SAVED))
+    images = find_images(words[1:], without=results)
     model = load(file, chosen.threads)
     console = make_console()
     reporter = TerminalReporter(console)
     reporter.start("predicting", len(images))
     shares = np.zeros(len(model.classes))
-    for _, label, _ in predict_files(
+    failures: list[tuple[Path, InputError | OSError]] = []
+    for image, label, _ in predict_files(
         model,
         images,
         chosen.out,
@@ -143,17 +152,30 @@ def predict_exported(arguments: list[str]) -> int:
         overwrite=chosen.overwrite,
         batch_size=chosen.batch_size,
     ):
-        shares += np.bincount(label.ravel(), minlength=len(shares)) / label.size / len(images)
         reporter.advance()
+        if isinstance(label, Exception):
+            failures.append((image, label))
+            continue
+        shares += np.bincount(label.ravel(), minlength=len(shares)) / label.size
     reporter.end()
+    if len(failures) == len(images) == 1:
+        raise failures[0][1]
+    for image, error in failures:
+        text = str(error)
+        print(f"failed: {text if str(image) in text else f'{image}: {text}'}", file=sys.stderr)
+    num = len(images) - len(failures)
+    shares /= max(1, num)
     order = [i for i in np.argsort(-shares, kind="stable") if shares[i]]
     rows = [[model.classes[i], f"{100 * shares[i]:.2f}"] for i in order]
-    console.print(table("Share of the pictures", {"class": "left", "%": "right"}, rows))
+    if rows:
+        console.print(table("Share of the pictures", {"class": "left", "%": "right"}, rows))
+    failed = f", {len(failures)} failed" if failures else ""
     console.print(
-        f"{len(images)} image{'s' * (len(images) > 1)}: {', '.join(chosen.save)} in {chosen.out}",
+        f"{num} image{'s' * (num != 1)}: {', '.join(chosen.save)} in {chosen.out}{failed}",
         highlight=False,
+        markup=False,
     )
-    return 0
+    return 1 if failures else 0
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from ccsnet.arguments import before_options, parse, positional
 from ccsnet.cli_export import predict_exported
 from ccsnet.errors import InputError
+from ccsnet.files import check_writable_file
 from ccsnet.predict_config import PredictConfig
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def _evaluate(run_name: str, options: EvaluateArguments, processes: "Processes |
     from ccsnet.progress import Silent
     from ccsnet.terminal import TerminalReporter, make_console
 
+    check_writable_file(options.json, "--json")
     if options.out is not None:
         from ccsnet.figures import free_folder
 
@@ -220,7 +222,8 @@ class PredictArguments:
     overwrite: bool = False
     """Replace results that are there already."""
     json: Path | None = None
-    """Also write the result, and every image's files and areas, to this file."""
+    """Also write the result, and every image's files and areas, to this file; it is replaced when
+    it is there."""
     cpu: bool = False
     """Use the processor even where there is a GPU."""
 

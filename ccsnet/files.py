@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from ccsnet.errors import InputError
+
 NAME_BYTES = 255
 """The most bytes of a file's name. Source: the limit of ext4, XFS, NTFS (there characters) and
 APFS."""
@@ -60,6 +62,40 @@ def atomic_path(path: Path, *, durable: bool = True, folder: Path | None = None)
             _sync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def check_writable_folder(folder: Path) -> None:
+    """Make a folder, and find out before all the work whether files can be made in it.
+
+    Raises:
+        InputError: They cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"No results can be written to {folder}: {error.strerror or error}. Give another "
+            "folder, or make this one writable."
+        ) from error
+
+
+def check_writable_file(path: Path | None, option: str) -> None:
+    """Find out before all the work whether a file can be written after it.
+
+    Args:
+        path: The file; none: there is nothing to check.
+        option: What it was asked for with, as --json.
+
+    Raises:
+        InputError: It is a folder, or none can be made there.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise InputError(f"{option} is {path}, a folder; name a file, such as {path / 'all.json'}.")
+    check_writable_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,7 +8,6 @@ import collections
 import concurrent.futures
 import dataclasses
 import hashlib
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ccsnet.attention import attention_head
 from ccsnet.claims import Claims
 from ccsnet.data.parallel import num_processors
 from ccsnet.errors import InputError
+from ccsnet.files import check_writable_file, check_writable_folder
 from ccsnet.folders_work import Made, Work
 from ccsnet.formats import server_values
 from ccsnet.outputs import (
@@ -122,11 +122,9 @@ def label_folder(
     if plan.looks:
         attention_head(predictor)
     total = survey(inputs, plan, keep=resume or overwrite)
-    _check_writable(out)
-    if summary is not None:
-        _check_writable(summary.parent)
-        if summary.is_dir():
-            raise InputError(f"The summary is to be written to {summary}, a folder. Name a file.")
+    _check_joined(plan, keep=resume or overwrite)
+    check_writable_folder(out)
+    check_writable_file(summary, "--json")
     config = config or PredictConfig()
     work = Work(
         predictor=predictor,
@@ -153,17 +151,19 @@ def label_folder(
     return result
 
 
-def _check_writable(folder: Path) -> None:
-    """Make a folder, and find out before all the work whether files can be made in it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"No results can be written to {folder}: {error.strerror or error}. Give another "
-            "folder, or make this one writable."
-        ) from error
+def _check_joined(plan: Targets, *, keep: bool) -> None:
+    """Whether what is said of all images in one file has a place.
+
+    Raises:
+        InputError: There is one of earlier images.
+    """
+    for kind in plan.save:
+        joined = KINDS[kind].joined
+        if not keep and joined and (plan.out / joined).exists():
+            raise InputError(
+                f"{plan.out / joined} is there already. Give another --out folder, --resume to add "
+                "to it, or --overwrite."
+            )
 
 
 def _window_bar(reporter: Reporter) -> Callable[[int, int], None]:

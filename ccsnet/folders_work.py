@@ -1,6 +1,7 @@
 """What is done with one image of many: whose it is, what is made of it, and its record."""
 
 import collections
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ccsnet.attention import attention_of, pixel_picture, relevant_picture
-from ccsnet.claims import Answer, Claims
+from ccsnet.claims import Answer, Claims, source_of
 from ccsnet.data.images import write_index_png, write_png
 from ccsnet.errors import InputError
 from ccsnet.outputs import KINDS, areas_of
@@ -42,7 +43,9 @@ class Work:
 
     def read(self, found: Found) -> tuple[Found, Answer, np.ndarray | Exception | None]:
         """Whose an image is, and its pixels if it is ours; runs in a thread."""
-        answer = self.claims.ask(found.name, self.kinds, self.plan.out)
+        with contextlib.suppress(OSError):  # One that cannot be read fails when its turn comes.
+            found = found._replace(source=source_of(found.path))
+        answer = self.claims.ask(found.name, self.kinds, self.plan.out, found.source)
         if answer.whose != "ours":
             return found, answer, None
         try:
@@ -103,6 +106,7 @@ class Work:
         areas = areas_of(prediction.label, len(self.predictor.classes))
         record = {
             "image": found.name,
+            "source": found.source,
             "kinds": self.kinds,
             "files": list(files.values()),
             "size": prediction.label.shape,

@@ -224,7 +224,11 @@ Record = Mapping[str, Any]
 
 def write_area_csv(path: Path, records: Iterable[Record], classes: Sequence[str]) -> None:
     """Write a row per image and class: image, class, pixels, share of the image."""
-    with atomic_path(path, durable=False) as aside, aside.open("w", newline="") as file:
+    # Names of files need not be text: they are written as the bytes that they are.
+    with (
+        atomic_path(path, durable=False) as aside,
+        aside.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(("image", "class", "pixels", "share"))
         for record in records:

@@ -284,10 +284,11 @@ def predict_files(
     save: Sequence[Save] = ("color",),
     overwrite: bool = False,
     batch_size: int = 4,
-) -> Iterator[tuple[Path, Integer[np.ndarray, "H W"], tuple[Path, ...]]]:
+) -> Iterator[tuple[Path, Integer[np.ndarray, "H W"] | InputError | OSError, tuple[Path, ...]]]:
     """Label files and write what is asked for to `out`/index, `out`/color, `out`/overlay.
 
-    A file keeps its path below the folder that all the images share.
+    A file keeps its path below the folder that all the images share. One that cannot be read does
+    not end the others.
 
     Args:
         model: From `load`.
@@ -298,7 +299,7 @@ def predict_files(
         batch_size: Windows in each call of the network.
 
     Yields:
-        Each image, its label map, and the files written of it.
+        Each image, its label map or why it has none, and the files written of it.
 
     Raises:
         InputError: Two images would be written to one file, or a file is there already.
@@ -322,8 +323,12 @@ def predict_files(
                     f"{file} is there already. Give another --out folder, or --overwrite."
                 )
     for image, files in targets.items():
-        pixels = read_image(image, model.info.channels)
-        label = model.predict(pixels, batch_size)
+        try:
+            pixels = read_image(image, model.info.channels)
+            label = model.predict(pixels, batch_size)
+        except (InputError, OSError) as error:
+            yield image, error, ()
+            continue
         for kind, file in zip(save, files, strict=True):
             if kind == "index":
                 write_index_png(file, label)

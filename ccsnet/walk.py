@@ -10,7 +10,11 @@ from typing import NamedTuple
 from ccsnet.data.files import images_of
 from ccsnet.errors import InputError
 from ccsnet.files import NAME_BYTES, SOME, fits
+from ccsnet.formats import FORMATS
 from ccsnet.outputs import KINDS
+
+RESULT_FOLDERS = (*KINDS, *FORMATS, "at")
+"""What results lie in, below the folder of all."""
 
 
 class Found(NamedTuple):
@@ -19,6 +23,8 @@ class Found(NamedTuple):
     path: Path
     name: str
     """Its path below the folder that all inputs share, with slashes; results are called so."""
+    source: str | None = None
+    """What tells it from another image of this name, once its file has been opened."""
 
 
 def walk_images(inputs: Sequence[Path | str], without: Path | None = None) -> Iterator[Found]:
@@ -29,7 +35,8 @@ def walk_images(inputs: Sequence[Path | str], without: Path | None = None) -> It
 
     Args:
         inputs: Where to look.
-        without: A folder that is not searched, as that of the results.
+        without: A folder of results: it is not searched. Where it is itself an input, what is not
+            searched are those of its folders that results lie in.
 
     Raises:
         FileNotFoundError: An input names nothing.
@@ -37,8 +44,9 @@ def walk_images(inputs: Sequence[Path | str], without: Path | None = None) -> It
     """
     base = _shared_folder(inputs)
     seen: set[int] = set()
+    left_out = () if without is None else (without, *(without / name for name in RESULT_FOLDERS))
     for item in inputs:
-        for path in images_of(item, without):
+        for path in images_of(item, left_out):
             absolute = os.path.abspath(path)  # noqa: PTH100
             if len(inputs) > 1:
                 if hash(absolute) in seen:

@@ -251,7 +251,10 @@ def test_what_cannot_be_compared(call, run, other, tmp_path):
     assert "replace it with --overwrite" in refused(run.out, other, "--out", page)
     assert page.read_text() == "mine"
     assert "page.html" in refused(run.out, other, "--out", tmp_path / "page")
-    assert "a folder; name a file" in refused(run.out, other, "--out", tmp_path)
+    for option in ("--out", "--json"):
+        assert "a folder; name a file" in refused(run.out, other, option, tmp_path)
+        nowhere = page / "figures.html"
+        assert "No results can be written to" in refused(run.out, other, option, nowhere)
 
     elsewhere = make_shapes(tmp_path / "elsewhere")
     one = stored(run, tmp_path / "one", dataset=str(elsewhere))

@@ -164,6 +164,13 @@ def test_nothing_is_replaced_unless_asked(call, run, tmp_path, monkeypatch):
     assert "notes.txt" in error
 
 
+def test_a_place_for_json_is_looked_at_first(call, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "evaluate", None)
+    status, _, error = call("evaluate", run.out, "--json", tmp_path)
+    assert status == 2
+    assert f"--json is {tmp_path}, a folder" in " ".join(error.split())
+
+
 def test_without_it_no_image_is_kept(call, run, tmp_path):
     status, printed, _ = call("evaluate", run.out, "--json", tmp_path / "all.json")
     assert status == 0

@@ -189,6 +189,12 @@ def test_results_are_not_taken_for_images(photos):
     assert label_folder(ByColour(), [photos], out, resume=True).done_before == 5
 
 
+def test_results_among_the_images_are_not_taken_for_images(photos):
+    assert label_folder(ByColour(), [photos], photos, save=("color", "overlay")).labelled == 5
+    result = label_folder(ByColour(), [photos], photos, save=("index",), resume=True)
+    assert (result.labelled, result.done_before) == (5, 0)
+
+
 # Failures
 
 
@@ -286,6 +292,49 @@ def test_other_settings_are_refused(photos, tmp_path):
     batch = PredictConfig(batch_size=1)  # Changes nothing of the result.
     found = label_folder(ByColour(), [photos], tmp_path / "out", resume=True, config=batch)
     assert found.done_before == 5
+
+
+def test_another_image_of_a_name_is_refused(photos, tmp_path):
+    """It would get the label map of the one before it."""
+    out = tmp_path / "out"
+    label_folder(ByColour(), [photos], out)
+    shutil.copytree(photos, tmp_path / "copies")  # As on another machine: with times of their own.
+    found = label_folder(ByColour(), [tmp_path / "copies"], out, resume=True)
+    assert (found.labelled, found.done_before) == (0, 5)
+    before = files_in(out)
+    make_images(tmp_path / "other", 1, start=7)
+    (tmp_path / "other" / "00007.png").rename(tmp_path / "other" / "00001.png")
+    with pytest.raises(InputError, match=r"another image of the name 00001\.png.*--overwrite"):
+        label_folder(ByColour(), [tmp_path / "other"], out, resume=True)
+    assert files_in(out) == before
+    assert label_folder(ByColour(), [tmp_path / "other"], out, overwrite=True).labelled == 1
+    assert files_in(out) != before
+
+
+@pytest.mark.parametrize(("kind", "joined"), [("area", "area.csv"), ("segments", "segments.json")])
+def test_what_is_said_of_all_is_not_replaced(photos, tmp_path, kind, joined):
+    """Images of other names would leave those before them without their line."""
+    out, more = tmp_path / "out", make_images(tmp_path / "more", 2, start=9)
+    label_folder(ByColour(), [photos], out, save=(kind,))
+    before = files_in(out)
+    with pytest.raises(InputError, match=f"{joined} is there already.*--resume to add"):
+        label_folder(ByColour(), [more], out, save=(kind,))
+    assert files_in(out) == before
+    label_folder(ByColour(), [more], out, save=(kind,), resume=True)
+    text = (out / joined).read_text()
+    assert all(name in text for name in ("00001.png", "00009.png"))
+    label_folder(ByColour(), [more], out, save=(kind,), overwrite=True)
+
+
+def test_names_that_are_no_text(tmp_path):
+    photos, out = make_images(tmp_path / "photos", 1), tmp_path / "out"
+    (photos / "00000.png").rename(photos / os.fsdecode(b"caf\xe9.png"))
+    save = ("index", "segments", "area")
+    label_folder(ByColour(), [photos], out, save=save, summary=tmp_path / "all.json")
+    assert b"caf\xe9.png,ground," in (out / "area.csv").read_bytes()
+    for path in (out / "segments.json", tmp_path / "all.json"):
+        (image,) = json.loads(path.read_text())["images"]
+        assert os.fsencode(image.get("file_name") or image["image"]) == b"caf\xe9.png"
 
 
 def test_a_trained_model(run, tmp_path):
@@ -671,7 +720,7 @@ def test_places_that_cannot_be_written_to(photos, tmp_path, monkeypatch):
     ):
         with pytest.raises(InputError, match=r"No results can be written to .*file.*Give another"):
             label_folder(predictor, [photos], out, summary=summary)
-    with pytest.raises(InputError, match=r"to be written to .*photos, a folder\. Name a file"):
+    with pytest.raises(InputError, match=r"--json is .*photos, a folder; name a file"):
         label_folder(predictor, [photos], tmp_path / "out", summary=photos)
 
     def refused(*_, **__):

@@ -248,6 +248,12 @@ def test_files_are_written(network, tmp_path):
     with pytest.raises(InputError, match=r"is there already.*--overwrite"):
         list(runtime.predict_files(model, images, out))
     assert len(list(runtime.predict_files(model, images, out, overwrite=True))) == 2
+    (tmp_path / "a/empty.png").touch()
+    damaged = [tmp_path / "a/empty.png", *images]
+    first, *others = runtime.predict_files(model, damaged, tmp_path / "damaged")
+    assert isinstance(first[1], InputError)
+    assert first[2] == ()
+    assert [image for image, _, _ in others] == images
     same = [tmp_path / "a/x.png", tmp_path / "a/x.jpg"]
     with pytest.raises(InputError, match="would both be written"):
         list(runtime.predict_files(model, same, tmp_path / "other"))
@@ -275,11 +281,8 @@ def test_nothing_of_it_needs_torch():
     assert python(code) == "False False"
 
 
-def test_predicting_without_torch(tmp_path):
-    """The verb itself, with a network that needs no runtime: brightest channel, in 4 x 4 cells."""
-    Image.fromarray(picture(72, 96)).save(tmp_path / "x.png")
-    (tmp_path / "m.onnx").write_bytes(b"any")
-    code = f"""
+VERB = f"""
+import sys
 import numpy as np
 from ccsnet import cli_export, runtime
 info = runtime.ExportInfo.from_json({INFO.to_json()!r}, None)
@@ -287,11 +290,27 @@ def network(image):
     b, c, h, w = image.shape
     return image.reshape(b, c, h // 4, 4, w // 4, 4).mean((3, 5))
 runtime._LOADERS['.onnx'] = lambda path, threads: (network, info.to_json())
-words = ['--runtime', 'onnxruntime', {str(tmp_path / "m.onnx")!r}, {str(tmp_path / "x.png")!r}]
-cli_export.predict_exported([*words, '--out', {str(tmp_path / "out")!r}, '--save', 'index'])
+file, *words = sys.argv[1:]
+status = cli_export.predict_exported(['--runtime', 'onnxruntime', file, *words, '--save', 'index'])
+print('status', status)
 """
-    printed = python(code)
+
+
+def test_predicting_without_torch(tmp_path):
+    """The verb itself, with a network that needs no runtime: brightest channel, in 4 x 4 cells."""
+    Image.fromarray(picture(72, 96)).save(tmp_path / "x.png")
+    (tmp_path / "m.onnx").write_bytes(b"any")
+    out = tmp_path / "out"
+    printed = python(VERB, tmp_path / "m.onnx", tmp_path / "x.png", "--out", out)
     assert "1 image: index" in printed
+    assert printed.endswith("status 0")
+    # In its folder, earlier results and a damaged file: those are no images, this fails alone.
+    (tmp_path / "damaged.png").touch()
+    printed = python(VERB, tmp_path / "m.onnx", tmp_path, "--out", out, "--overwrite")
+    assert "1 image: index" in printed
+    assert "1 failed" in printed
+    assert printed.endswith("status 1")
+    assert [path.name for path in out.rglob("*.png")] == ["x.png"]
     label = np.asarray(Image.open(tmp_path / "out" / "index" / "x.png"))
     assert label.shape == (72, 96)
     assert set(np.unique(label)) == {0, 1, 2}

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import json
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -111,7 +112,7 @@ def _app(request: Request) -> App:
 def _refuse(_: Request, error: Exception) -> Response:
     status = 404 if isinstance(error, NotThereError | FileNotFoundError) else 422
     status = 503 if isinstance(error, BusyError) else getattr(error, "status", status)
-    return JSONResponse({"error": str(error)}, status)
+    return Json({"error": str(error)}, status)
 
 
 # The page's own files
@@ -132,8 +133,16 @@ def _static(request: Request) -> Response:
 # What is to be labelled, and how far that is
 
 
+class Json(JSONResponse):
+    """Names of files need not be text: what UTF-8 cannot say is escaped."""
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        return json.dumps(content, allow_nan=False).encode("ascii")
+
+
 def _about(request: Request) -> Response:
-    return JSONResponse(_app(request).about())
+    return Json(_app(request).about())
 
 
 def _example_thumbnail(request: Request) -> Response:
@@ -192,7 +201,7 @@ def _begun(request: Request, name: str, load: Load) -> Response:
         raise InputError(f"An image is seen as 'tested' or in 'windows', not {seen[:MAX_NAME]!r}.")
     brief = "brief" in request.query_params
     job = _app(request).label(name, load, seen, brief)
-    return JSONResponse({"job": job.number}, 202)
+    return Json({"job": job.number}, 202)
 
 
 def _numbered(items: Sequence[Any], number: int, what: str) -> Any:
@@ -215,12 +224,12 @@ def _job(request: Request) -> Response:
         state |= {"error": job.error, "status": job.status}
     if job.state == "done":
         state["result"] = job.value
-    return JSONResponse(state)
+    return Json(state)
 
 
 def _cancel(request: Request) -> Response:
     _known_job(request).cancel()
-    return JSONResponse({})
+    return Json({})
 
 
 # What has been labelled
@@ -268,7 +277,7 @@ async def _why(request: Request) -> Response:
     def look() -> dict[str, Any]:
         return explain(look_at(result, index, app.predictors[index]), result, index, row, column)
 
-    return JSONResponse(await asyncio.wrap_future(app.jobs.call(look)))
+    return Json(await asyncio.wrap_future(app.jobs.call(look)))
 
 
 def _overlay(request: Request) -> Response:

@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from ccsnet.errors import InputError, similar_path
@@ -10,7 +10,7 @@ from ccsnet.errors import InputError, similar_path
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".gif")
 
 
-def images_of(item: Path | str, without: Path | None = None) -> Iterator[Path]:
+def images_of(item: Path | str, without: Collection[Path] = ()) -> Iterator[Path]:
     """Images that a file, a folder (searched to the bottom) or a glob pattern names.
 
     They are found while they are asked for: of a folder, only one level's names are held at a time.
@@ -18,7 +18,7 @@ def images_of(item: Path | str, without: Path | None = None) -> Iterator[Path]:
 
     Args:
         item: Where to look.
-        without: A folder inside that is not searched.
+        without: Folders inside that are not searched.
 
     Raises:
         FileNotFoundError: The item names nothing.
@@ -34,17 +34,17 @@ def images_of(item: Path | str, without: Path | None = None) -> Iterator[Path]:
         )
 
 
-def _candidates(item: Path | str, without: Path | None) -> Iterator[Path]:
+def _candidates(item: Path | str, without: Collection[Path]) -> Iterator[Path]:
     path = Path(item)
     if path.is_file():
         yield path
     elif path.is_dir():
-        left_out = None if without is None else os.path.abspath(without)  # noqa: PTH100
+        left_out = {os.path.abspath(folder) for folder in without}  # noqa: PTH100
         for folder, inner, files in os.walk(path):
             inner[:] = sorted(
                 d
                 for d in inner
-                if os.path.abspath(os.path.join(folder, d)) != left_out  # noqa: PTH100, PTH118
+                if os.path.abspath(os.path.join(folder, d)) not in left_out  # noqa: PTH100, PTH118
             )
             yield from _images_among(os.path.join(folder, f) for f in sorted(files))  # noqa: PTH118
     elif glob.has_magic(str(item)):
@@ -63,8 +63,12 @@ def _images_among(names: Iterable[str]) -> Iterator[Path]:
             yield path
 
 
-def find_images(inputs: Iterable[Path | str]) -> list[Path]:
-    """Images of files, folders and patterns (see `images_of`), once each, sorted within an input.
+def find_images(inputs: Iterable[Path | str], without: Collection[Path] = ()) -> list[Path]:
+    """Images of files, folders and patterns, once each, sorted within an input.
+
+    Args:
+        inputs: Where to look.
+        without: As for `images_of`.
 
     Raises:
         FileNotFoundError: An input names nothing.
@@ -72,6 +76,6 @@ def find_images(inputs: Iterable[Path | str]) -> list[Path]:
     """
     found: dict[str, Path] = {}
     for item in inputs:
-        for image in sorted(images_of(item)):
+        for image in sorted(images_of(item, without)):
             found.setdefault(os.path.abspath(image), image)  # noqa: PTH100
     return list(found.values())

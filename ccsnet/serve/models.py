@@ -10,6 +10,7 @@ from jaxtyping import Integer, Num
 
 from ccsnet.datasets._spec import Colour
 from ccsnet.errors import InputError
+from ccsnet.predict_config import PredictConfig
 from ccsnet.serve.settings import Source
 from ccsnet.serve.uploads import TOO_LARGE, UNUSABLE
 
@@ -141,8 +142,14 @@ class Exported:
                 f"{source.run} is an exported file, which is served alone; --also takes the mean "
                 "of runs and checkpoints. Leave it out, or serve the run that was exported."
             )
-        self.model = load(Path(source.run))
         self.batch_size = source.config.batch_size
+        if source.config != PredictConfig(batch_size=self.batch_size):
+            raise InputError(
+                f"{source.run} is an exported file, which sees images as it was exported; of the "
+                "options on how they are seen it takes --batch-size alone. Leave the others "
+                "out, or serve the run that was exported."
+            )
+        self.model = load(Path(source.run))
         self.facts = _facts(source.name, self.model.info)
 
     def key(self, image: Num[np.ndarray, "H W C"]) -> Hashable:

@@ -1,5 +1,7 @@
 """What the page asks of its server, and who else may."""
 
+import os
+import shutil
 import threading
 from dataclasses import replace
 
@@ -98,6 +100,17 @@ def test_the_picture_is_shown_as_it_is(client, picture, picture_file, tmp_path, 
     monkeypatch.setattr(server, "LOSSLESS_PIXELS", 100)
     answer = client.get(f"/api/results/{facts['id']}/image")
     assert answer.headers["content-type"] == "image/jpeg"
+
+
+def test_a_name_that_is_no_text(trained, picture_file, tmp_path):
+    path, gone = (tmp_path / os.fsdecode(name) for name in (b"caf\xe9.png", b"\xe9.png"))
+    shutil.copy(picture_file, path)
+    with TestClient(create_app([trained], folder=[path, gone]), base_url=ORIGIN) as client:
+        names = client.get("/api/about").json()["folder"]
+        assert [os.fsencode(name) for name in names] == [b"caf\xe9.png", b"\xe9.png"]
+        brief = ended(client, client.post("/api/folder/0?brief=1"))["result"]
+        assert os.fsencode(brief["name"]) == b"caf\xe9.png"
+        assert ended(client, client.post("/api/folder/1"))["state"] == "failed"
 
 
 def test_examples_and_the_folder_are_opened_by_number(trained, picture_file):

@@ -31,8 +31,8 @@ def test_images_of_a_folder_folder_by_folder(photos):
         *("B.PNG", "a.png", "z.gif"),
         *("deep/c.TIFF", "deep/er/d.jpeg"),
     ]
-    assert below(photos, images_of(photos, photos / "deep")) == ["B.PNG", "a.png", "z.gif"]
-    assert below(photos, images_of(photos, photos / "deep" / "er"))[-1] == "deep/c.TIFF"
+    assert below(photos, images_of(photos, [photos / "deep"])) == ["B.PNG", "a.png", "z.gif"]
+    assert below(photos, images_of(photos, [photos / "deep" / "er"]))[-1] == "deep/c.TIFF"
 
 
 def test_images_of_a_pattern(photos):
@@ -56,6 +56,7 @@ def test_only_one_folder_is_read_ahead(photos):
 
 
 def test_images_of_several_inputs_once_each_and_sorted(photos, monkeypatch):
+    assert below(photos, find_images([photos], [photos / "deep"])) == ["B.PNG", "a.png", "z.gif"]
     assert below(photos, find_images([photos])) == [
         *("B.PNG", "a.png", "deep/c.TIFF", "deep/er/d.jpeg", "z.gif")
     ]

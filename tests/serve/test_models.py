@@ -111,8 +111,10 @@ def test_an_exported_file_is_served_alone(tmp_path):
     file = tmp_path / "model.onnx"
     with pytest.raises(InputError, match="served alone"):
         open_model(Source(run=str(file), also=("runs/b",), config=PredictConfig()))
+    with pytest.raises(InputError, match="takes --batch-size alone"):
+        open_model(Source(run=str(file), config=PredictConfig(flip=True)))
     with pytest.raises(FileNotFoundError):
-        open_model(Source(run=str(file), config=PredictConfig()))
+        open_model(Source(run=str(file), config=PredictConfig(batch_size=2)))
 
 
 def test_strangers_hear_a_name_and_no_path(checkpoint):
