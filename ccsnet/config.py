@@ -14,6 +14,8 @@ from ccsnet.errors import InputError, unknown_name
 from ccsnet.optim import OptimConfig
 from ccsnet.segmenter import ModelConfig
 
+LONGEST_TIMEOUT = 1e9
+"""Seconds, 30 years: what counts time in between need not take more."""
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 
 
@@ -86,8 +88,11 @@ class TrainConfig:
             )
         if self.ema is not None and not 0 < self.ema < 1:
             raise InputError(f"ema is {self.ema}; it must be above 0 and below 1, as 0.9998 is.")
-        if not self.timeout > 0:
-            raise InputError(f"timeout is {self.timeout} seconds; it must be above 0.")
+        if not 0 < self.timeout <= LONGEST_TIMEOUT:
+            raise InputError(
+                f"timeout is {self.timeout} seconds; it must be above 0, and at most "
+                f"{LONGEST_TIMEOUT:.0e}."
+            )
 
     @property
     def validation_interval(self) -> int:

@@ -106,7 +106,7 @@ def settled_as(saved: RunConfig, config: RunConfig) -> RunConfig:
         train = replace(train, precision=saved.train.precision)
     if train.channels_last is None:
         train = replace(train, channels_last=saved.train.channels_last)
-    if train.class_weights == "auto":
+    if train.class_weights == "auto" and saved.train.class_weights != "none":
         train = replace(train, class_weights=saved.train.class_weights)
     mean, std = config.model.mean or saved.model.mean, config.model.std or saved.model.std
     return replace(config, train=train, model=replace(config.model, mean=mean, std=std))

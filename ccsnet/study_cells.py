@@ -49,7 +49,9 @@ class Cell:
     """The split that it is evaluated on."""
     config: RunConfig
     settings: str
-    """All that decides what is trained."""
+    """All that decides what is trained, but for the data."""
+    data: str
+    """What it is trained on, as the study calls it."""
     train: tuple[str, ...]
     """Arguments of `ccsnet`."""
     evaluate: tuple[str, ...]
@@ -98,7 +100,7 @@ class Cell:
         here = {"commit": commit(), "torch": torch.__version__, "machine": _machine(self.config)}
         if here not in origins:
             origins = [*origins, here]
-        values = {"settings": json.loads(self.settings), "origins": origins}
+        values = {"data": self.data, "settings": json.loads(self.settings), "origins": origins}
         with atomic_path(self.out / RECORD_FILE) as aside:
             aside.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
 
@@ -126,6 +128,7 @@ def _cell(study: Study, name: str, seed: int, out: Path) -> Cell:
         report=study.report,
         config=row.config,
         settings=seeded(row, seed),
+        data=study.data,
         train=("train", *study.where, *settings, "--out", str(folder), "--resume", "auto"),
         evaluate=(
             *("evaluate", str(folder), *evaluate, *where),
@@ -156,6 +159,9 @@ def check_settings(cells: Sequence[Cell]) -> None:
             for name, value in _flat(now)
             if _at(before, name) not in (value, _ABSENT)
         ]
+        data = cell.record().get("data", cell.data)
+        if data != cell.data:
+            changes.insert(0, f"the data {data!r}, now {cell.data!r}")
         if changes:
             wrong.append(f"{cell.out} was trained with {'; '.join(changes)}.")
     if wrong:

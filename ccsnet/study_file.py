@@ -78,13 +78,16 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue  # What `<<` brings, a key of the mapping itself may say otherwise.
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):  # The base class says so.
+                continue
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"`{key}` stands here twice", key_node.start_mark
                 )
-            if isinstance(key, Hashable):
-                seen.add(key)
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 

@@ -229,13 +229,14 @@ def _section(path: Path, name: str) -> tuple[str, str]:
     if not path.is_file():
         raise FileNotFoundError(f"No {path} to put the tables of {name} into.")
     text = path.read_text("utf-8")
-    start = re.findall(rf"^<!-- study: {re.escape(name)} -->[ \t]*$", text, re.MULTILINE)
+    mark = rf"^<!-- study: {re.escape(name)} -->(?=[ \t]*$)"
+    start = list(re.finditer(mark, text, re.MULTILINE))
     if len(start) == 1:
-        head, mark, rest = text.partition(start[0])
+        rest = text[start[0].end() :]
         end = re.search(r"^<!-- end -->[ \t]*$", rest, re.MULTILINE)
         other = re.search(r"^<!-- study: ", rest, re.MULTILINE)
         if end is not None and (other is None or end.start() < other.start()):
-            return head + mark.rstrip(), rest[end.start() :]
+            return text[: start[0].end()], rest[end.start() :]
     what = "has two sections" if len(start) > 1 else "has no section"
     raise InputError(
         f"{path} {what} for the study {name!r}. Where its tables belong, write these two lines "

@@ -208,7 +208,8 @@ class Trackers:
                 self._links.append(link)
                 if link.id is not None:
                     ids[kind] = link.id
-                if run.id is None and not resume_at:  # Some refuse to be told settings twice.
+                has_id = kind in KINDS and KINDS[kind].id_of is not None
+                if run.id is None and (has_id or not resume_at):  # Some refuse them twice.
                     _send_settings(kind, tracker, config, name)
             except Exception as error:
                 self.close(finished=False)

@@ -385,8 +385,13 @@ class _Run:
         return True
 
     def validate(self) -> None:
-        """Measure the model, and keep it: as the last, and if it is among the best as that."""
+        """Measure the model, and keep it."""
         evaluation = self._measure()
+        with self.signals.held():  # What is measured once is kept whole: it is not measured again.
+            self._keep(evaluation)
+
+    def _keep(self, evaluation: Evaluation) -> None:
+        """Keep the model, with what was measured: as the last, and if it is among the best."""
         if self.processes.main_says(lambda: not kept(self.out, LAST)):
             self.save(LAST)  # Killed with a best and no last, a run could not go on.
         self.metrics = metrics = evaluation.metrics

@@ -212,9 +212,10 @@ def test_an_average_that_is_none(ema):
         TrainConfig(ema=ema)
 
 
-def test_no_time_to_answer():
-    with pytest.raises(InputError, match=r"timeout is 0\.0 seconds"):
-        TrainConfig(timeout=0.0)
+@pytest.mark.parametrize("timeout", [0.0, -1.0, float("inf"), float("nan"), 1e15])
+def test_a_time_to_answer_that_is_none(timeout):
+    with pytest.raises(InputError, match=r"timeout is .* seconds; it must be above 0"):
+        TrainConfig(timeout=timeout)
 
 
 def test_validation_interval():

@@ -104,6 +104,16 @@ def test_matching(read):
     assert found == Match(by="parameters", to="1", dims=(32, 64, 96))
 
 
+def test_rows_may_build_on_each_other(read):
+    """With YAML's own merge keys; what a row says itself holds."""
+    text = GOOD.replace("base: {", "base: &base {dim: 64, ")
+    rows = read(text + "  wide: {<<: *base, dim: 96}\n").rows
+    heads = [rows[name].config.model for name in ("base", "wide")]
+    assert [(model.head, model.head_config.dim) for model in heads] == [
+        *(("segformer", 64), ("segformer", 96))
+    ]
+
+
 MISTAKES = {
     "[1, 2]": "expected lines of `key: value`, found list",
     "{a: [": "no YAML text",
@@ -131,6 +141,8 @@ MISTAKES = {
     GOOD.replace("top-k: 1", "precision: fp17"): "invalid choice 'fp17'",
     GOOD + "  other: {head: segformer}\n": "The rows 'base' and 'other' train the same.",
     GOOD + "  base: {head: fcn}\n": "`base` stands here twice",
+    GOOD + "  {a: b}: {head: fcn}\n": "found unhashable key",
+    GOOD.replace("data: photos", "data: {{ path }}"): "found unhashable key",
     GOOD + "  'a b': {head: fcn}\n  a-b: {dim: 8}\n": "would share the folder a-b-SEED",
     GOOD + "  BASE: {head: fcn}\n": "would share the folder",
     GOOD + "  none: fcn\n": "row 'none': 'fcn' is not `option: value` lines",

@@ -265,6 +265,18 @@ def test_runs_of_other_settings_are_refused(grid, tmp_path):
     assert "optim.lr 0.0003, now 0.0005" in str(caught.value)
 
 
+def test_runs_on_other_data_are_refused(grid, tmp_path):
+    grid[0].note_start()
+    (tmp_path / "grid.yaml").write_text(STUDY.replace("data: photos", "data: roads"))
+    other = cells_of(read_study(tmp_path / "grid.yaml"), tmp_path / "out")
+    with pytest.raises(study_cells.InputError, match="the data 'photos', now 'roads'"):
+        check_settings(other)
+    record = grid[0].record()
+    del record["data"]  # As it was noted before it was known to matter.
+    (grid[0].out / study_cells.RECORD_FILE).write_text(json.dumps(record))
+    check_settings(other)
+
+
 def test_a_run_that_no_study_began_is_refused(grid):
     grid[0].out.mkdir()
     (grid[0].out / "last.safetensors").touch()

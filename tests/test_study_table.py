@@ -172,6 +172,14 @@ After.
 """
 
 
+def test_a_mark_in_the_text_is_no_mark(tmp_path):
+    page = tmp_path / "results.md"
+    said = "The tables stand between `<!-- study: made -->` and `<!-- end -->`.\n"
+    page.write_text(said + PAGE)
+    write_section(page, "made", "new text")
+    assert page.read_text() == said + PAGE.replace("old text", "\nnew text\n")
+
+
 def test_a_section_of_a_page(tmp_path):
     page = tmp_path / "results.md"
     page.write_text(PAGE)

@@ -148,6 +148,14 @@ def test_a_resumed_run_goes_on_in_the_tracker(wandb, tmp_path):
     assert wandb.ended == [0, 0]
 
 
+def test_a_tracker_that_joins_later_is_told_the_settings(wandb, tmp_path):
+    """A record that is begun when a run is resumed is as whole as any other."""
+    RunLog(
+        tmp_path, trackers=("wandb",), config={"train": {"steps": 2}}, name="n", resume_at=2
+    ).close()
+    assert wandb.settings == {"train.steps": 2}
+
+
 def test_a_new_run_is_a_new_one_in_the_tracker(wandb, tmp_path):
     for name in "ab":
         RunLog(tmp_path / name, trackers=("wandb",)).close()

@@ -18,6 +18,7 @@ from ccsnet.data.loading import Batch
 from ccsnet.errors import InputError
 from ccsnet.preflight import check_shares
 from ccsnet.progress import Silent
+from ccsnet.run_folder import BEST_FILE
 from ccsnet.runlog import COLUMNS, LOG_FILE, VALIDATION_FILE, read_log
 from ccsnet.stopping import StopSignals
 from ccsnet.train import Interrupted, train
@@ -189,6 +190,23 @@ def test_an_interrupt_keeps_what_was_measured(shapes, tmp_path):
     last = read_checkpoint(tmp_path / "r" / LAST)
     assert last.step == 2
     assert last.miou == last.best_miou is not None
+
+
+def test_an_interrupt_while_a_best_is_kept(shapes, tmp_path, monkeypatch):
+    """The best checkpoint, its figures and the last checkpoint say the same."""
+    told, out = training.evaluation_to_json, tmp_path / "run"
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return told(*arguments)
+
+    monkeypatch.setattr(training, "evaluation_to_json", interrupted)
+    with pytest.raises(Interrupted, match="after step 2 of 4; all is saved"):
+        train(tiny_config(shapes, validate_every=2), out)
+    best, last = (read_checkpoint(out / name) for name in (BEST, LAST))
+    assert best.step == last.step == 2
+    assert best.miou == last.best_miou == last.miou
+    assert json.loads((out / BEST_FILE).read_text())["step"] == 2
 
 
 def test_the_second_interrupt_does_not_wait(shapes, tmp_path):

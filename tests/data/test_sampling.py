@@ -28,6 +28,7 @@ from ccsnet.data.workers import in_processes
 from ccsnet.errors import InputError
 from ccsnet.heads._base import Output
 from ccsnet.loss import cross_entropy, segmentation_loss
+from ccsnet.preflight import settled_as
 from ccsnet.progress import Silent
 from ccsnet.stopping import StopSignals
 from ccsnet.train import Interrupted, train
@@ -202,6 +203,24 @@ def test_a_run_stores_its_weights_and_resumes(tmp_path):
     train(dataclasses.replace(config, train=plain), tmp_path / "plain")
     losses = [_losses(tmp_path / name) for name in ("whole", "plain")]
     assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(
+    ("saved", "asked", "settled"),
+    [
+        ("none", "auto", "auto"),  # To be found now.
+        ((1.0, 2.0, 3.0), "auto", (1.0, 2.0, 3.0)),  # Found when the run began.
+        ((1.0, 2.0, 3.0), "none", "none"),
+        ("none", (3.0, 2.0, 1.0), (3.0, 2.0, 1.0)),
+    ],
+)
+def test_the_weights_of_a_resumed_run(saved, asked, settled):
+    def config_of(weights):
+        train = TrainConfig(class_weights=weights)
+        return RunConfig(data=DataConfig(dataset="streets"), train=train)
+
+    before, now = (config_of(one) for one in (saved, asked))
+    assert settled_as(before, now).train.class_weights == settled
 
 
 def _losses(out):
