@@ -81,6 +81,11 @@ def assemble(
     if loaded is not None:
         rows = [f"{title:>8}  {text}" for title, text in loaded.rows()]
         reporter.note("\n".join([f"Weights of the backbone {config.model.backbone}:", *rows]))
+    elif start is None:
+        reporter.note(
+            f"The backbone {config.model.backbone} starts from random weights. Pretrained ones "
+            "mostly learn faster and end better: --backbone-weights (docs/backbones.md)."
+        )
     if start is not None:
         ckpt.load_weights(model, start.path)
     model.to(processes.device).train()

@@ -1,6 +1,7 @@
 """The verbs of `ccsnet data` that make a data set: of archives, of other labels, as shards."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -142,7 +143,7 @@ def import_(arguments: list[str]) -> int:
     splits = ", ".join(f"{name} {num}" for name, num in made.splits.items())
     console.print(
         f"{sum(made.splits.values())} images ({splits}) in {made.folder}. "
-        f"Next: ccsnet train {made.folder}",
+        f"Next: ccsnet train {made.folder}{_split_options(made.splits)}",
         highlight=False,
         markup=False,
     )
@@ -217,3 +218,13 @@ def shard(arguments: list[str]) -> int:
     place = f"{name} --root {out}" if description is None else str(out)
     console.print(f"{done}. Next: ccsnet train {place}", highlight=False, markup=False)
     return 0
+
+
+def _split_options(splits: Mapping[str, int]) -> str:
+    """What `ccsnet train` must be told where the source calls its splits otherwise."""
+    needed = [name for name in ("train", "val") if name not in splits]
+    others = sorted(
+        (name for name in splits if name not in ("train", "val")), key=lambda name: splits[name]
+    )
+    # The largest of the others is to learn from.
+    return "".join(f" --{name}-split {others.pop()}" for name in needed if others)

@@ -37,7 +37,10 @@ HALF = (127.5, 127.5, 127.5)  # Mean and deviation of images that come as -1 to 
 
 
 def ccsnet_mit_b1_ade20k() -> RunConfig:
-    """The paper's run: MiT-B1 on ADE20K, 160 000 steps of 16 crops of 512x512."""
+    """The paper's run: MiT-B1 on ADE20K, 160 000 steps of 16 crops of 512x512.
+
+    It began with weights of ImageNet, which are yours to bring: give --backbone-weights.
+    """
     return RunConfig(data=DataConfig(dataset="ade20k"))
 
 
@@ -183,7 +186,10 @@ def ccsnet_pvt_v2_b2_ade20k() -> RunConfig:
 
 
 def ccsnet_mit_b1_cityscapes() -> RunConfig:
-    """MiT-B1 on Cityscapes: SegFormer's published schedule, 160 000 steps of 8 crops."""
+    """MiT-B1 on Cityscapes: SegFormer's published schedule, 160 000 steps of 8 crops.
+
+    It began with weights of ImageNet, which are yours to bring: give --backbone-weights.
+    """
     paper = ccsnet_mit_b1_ade20k()
     return replace(
         paper,

@@ -346,7 +346,7 @@ def read_tiff(path: Path, data: bytes) -> np.ndarray:
             if isinstance(error, ValueError) and "imagecodecs" not in str(error):
                 raise
             # Compressions that tifffile leaves to another package, such as LZW, JPEG and ZSTD.
-            return _cv2_tiff(path, data, str(page.compression))
+            return _compressed_tiff(path, data, series)
         height, width = series.axes.index("Y"), series.axes.index("X")
         bands = [axis for axis in range(pixels.ndim) if axis not in (height, width)]
         pixels = pixels.transpose(height, width, *bands)
@@ -370,6 +370,29 @@ def _has_alpha(series: tifffile.TiffPageSeries) -> bool:
     """Whether a band is no band of the image. Source: TIFF 6.0, ExtraSamples 1 and 2."""
     extra = series.keyframe.extrasamples
     return len(extra) == 1 and extra[0] in (1, 2)
+
+
+def _compressed_tiff(path: Path, data: bytes, series: tifffile.TiffPageSeries) -> np.ndarray:
+    """The samples as they are stored, upright, without alpha, of what tifffile does not decode."""
+    page, bits = series.keyframe, series.keyframe.bitspersample
+    alpha, kinds = _has_alpha(series), tifffile.PHOTOMETRIC
+    odd = bits < 8 or page.photometric in (kinds.PALETTE, kinds.MINISWHITE)
+    if bits > 8 or not (odd or alpha):
+        pixels = _cv2_tiff(path, data, str(page.compression))
+        return pixels[..., :-1] if alpha and pixels.shape[2] in (2, 4) else pixels
+    # OpenCV paints palettes, stretches bits and multiplies colours by alpha; Pillow stretches bits.
+    header = pillow_header(path, io.BytesIO(data))
+    pillow_load(path, header)
+    pixels = np.asarray(header)
+    pixels = pixels.astype(np.uint8) if pixels.dtype == bool else pixels
+    if header.mode == "L":
+        most = 2**bits - 1
+        pixels = pixels // (255 // most)
+        pixels = most - pixels if page.photometric == kinds.MINISWHITE else pixels
+    elif header.mode == "1" and page.photometric == kinds.MINISWHITE:
+        pixels = 1 - pixels
+    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    return pixels[..., :-1] if header.mode in ("LA", "RGBA") else pixels
 
 
 def _cv2_tiff(path: Path, data: bytes, compression: str) -> np.ndarray:

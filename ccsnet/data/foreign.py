@@ -316,7 +316,8 @@ def _splits(items: Sequence[Item], val_share: float) -> list[str]:
     """The split of each image: as in the source, or by a number that its name makes."""
     told = [item.split or "train" for item in items]
     if len(set(told)) > 1:
-        return told
+        # As `data init` does: with labels, what is called test serves for validation.
+        return ["val" if name == "test" else name for name in told] if "val" not in told else told
     numbers = [name_hash(item.name) for item in items]
     # An image stays in its split when the source grows. Few images may all fall on one side.
     chosen = [number < val_share for number in numbers]

@@ -8,15 +8,13 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from ccsnet.data.files import IMAGE_SUFFIXES
+from ccsnet.data.layout import SPLITS
 from ccsnet.data.regions import Region
 from ccsnet.datasets._spec import Colour
 from ccsnet.errors import InputError
 
 BACKGROUND = "background"
 """The class of pixels that nobody has drawn on."""
-
-SPLITS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
-"""Other words for the names of splits."""
 
 
 class Annotated(NamedTuple):
@@ -133,4 +131,5 @@ def flat_name(path: str) -> str:
 def split_name(name: str) -> str:
     """How a split is called here."""
     plain = re.sub(r"[^\w.-]", "_", name.lower())
-    return SPLITS.get(plain, plain)
+    undated = re.sub(r"[_-]?(19|20)\d\d$", "", plain)  # As in COCO's train2017.
+    return SPLITS.get(undated, plain)

@@ -233,7 +233,7 @@ def _name_lists(folder: Path, anywhere: Split) -> dict[str, str]:
             listed = path.relative_to(folder).as_posix()
             try:
                 pairs = dataclasses.replace(anywhere, names=listed).find(folder)
-            except (InputError, UnicodeDecodeError):
+            except InputError:
                 continue  # A list of something else.
             if pairs and all(pair.label for pair in pairs):
                 places.setdefault(path.parent, {})[name] = listed

@@ -1,7 +1,6 @@
 """How a data set comes from its archives, as data; `ccsnet.data.prepare` does what is told here."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +53,6 @@ class ContextToPng:
     """Pattern of the lists; `*` is the split's name."""
     raw_ids: tuple[int, ...]
     """The JSON's category of each class number written, 0 first."""
-    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -135,6 +135,8 @@ def _window(file: Path, value: Any) -> tuple[int, int] | None:
 
 
 def _splits(file: Path, entries: Mapping[str, Any], images: str, labels: str) -> dict[str, Split]:
+    # Files are found by their plain paths: `./images//*.jpg` is images/*.jpg.
+    images, labels = (PurePosixPath(pattern).as_posix() for pattern in (images, labels))
     patterns = {"images": images, "labels": labels}
     for key, pattern in patterns.items():
         _check_braces(file, key, pattern)

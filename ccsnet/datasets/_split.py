@@ -127,7 +127,11 @@ class Split:
         if not path.is_file():
             raise FileNotFoundError(f"No {path}, the list of the images of this split.")
         by_name = {pair.name: pair for pair in pairs}
-        lines = filter(str.strip, path.read_text(encoding="utf-8").splitlines())
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is no UTF-8 text ({error}). Save it as UTF-8.") from error
+        lines = filter(str.strip, text.splitlines())
         wanted = [self._named(line, by_name) for line in lines]
         missing = [name for name in wanted if name not in by_name]
         if missing:

@@ -101,7 +101,6 @@ STEPS = (
         labels=LABELS,
         lists=LISTS,
         raw_ids=tuple(raw for raw, _ in CLASSES.values()),
-        counts=COUNTS,
     ),
 )
 

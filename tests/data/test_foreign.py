@@ -14,6 +14,7 @@ from matplotlib.path import Path as Polygon
 from PIL import Image
 
 from ccsnet import cli_data
+from ccsnet.cli import run
 from ccsnet.data.foreign import import_labels
 from ccsnet.data.loading import evaluation_samples
 from ccsnet.data.opening import DataConfig, open_dataset
@@ -627,6 +628,29 @@ def test_coco_files_as_splits(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("files", "splits", "options"),
+    [
+        (("train2017", "val2017"), {"train", "val"}, ""),  # As COCO calls them.
+        (("train", "test"), {"train", "val"}, ""),
+        (("val", "test"), {"val", "test"}, " --train-split test"),
+        (("day", "night"), {"day", "night"}, " --train-split night --val-split day"),
+    ],
+)
+def test_what_comes_next_fits_the_splits(tmp_path, capsys, files, splits, options):
+    """The command that is named does train on what was made."""
+    for num, name in enumerate(files, start=1):
+        images = {f"{name}-{i}.png": SIZE for i in range(num)}
+        coco(tmp_path / "in" / f"instances_{name}.json", images, [(0, 1, [flat(0, 0, 9, 9)], 0)])
+        for image in images:
+            picture(tmp_path / "in" / image)
+    out = tmp_path / "out"
+    assert run(["data", "import", str(tmp_path / "in"), "--out", str(out)]) == 0
+    assert {path.name for path in (out / "images").iterdir()} == splits
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.endswith(f"Next: ccsnet train {out}{options}")
+
+
+@pytest.mark.parametrize(
     ("annotation", "text"),
     [
         ((0, 1, [flat(0, 0, 9, 9)[:4]], 0), "annotation 100: a polygon has 2 corners"),
@@ -871,6 +895,8 @@ def test_mask_mistakes(tmp_path):
     refused(root, tmp_path / "out", "labelmap.txt, line 5: 'bus:0,0' is not like")
     masks(root, extra="road:0,0,1::\n")
     refused(root, tmp_path / "out", "line 5: 'road' is there twice")
+    (root / "labelmap.txt").write_bytes("stra\u00dfe:128,64,128::\n".encode("latin-1"))
+    refused(root, tmp_path / "out", "labelmap.txt is no UTF-8 text", "Save it as UTF-8")
     (root / "labelmap.txt").unlink()
     refused(root, tmp_path / "out", "No", "labelmap.txt, which says", kind="voc")
     refused(root, tmp_path / "out", "none of the formats")

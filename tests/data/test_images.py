@@ -141,6 +141,69 @@ def test_tiff_compressions_of_other_packages(tmp_path, compression):
     assert np.abs(read_image(path).astype(int) - RGB).max() <= 30
 
 
+TIFFS = {
+    "colours and transparency": (np.dstack([RGB, RGB[..., 0] // 128 * 255]), "RGBA"),
+    "grey and transparency": (np.dstack([RGB[..., 0], RGB[..., 1] // 128 * 255]), "LA"),
+    "grey": (RGB[..., 0], "L"),
+    "16 bits": (RGB[..., 0].astype(np.uint16) * 257, "I;16"),
+    "palette": (RGB[..., 0] % 4, "P"),
+    "bits": (RGB[..., 0] > 128, "1"),
+}
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("kind", TIFFS)
+def test_compression_changes_nothing(tmp_path, kind, orientation):
+    """Of images, labels by their numbers, and labels by their colours."""
+    pixels, mode = TIFFS[kind]
+    picture = Image.fromarray(pixels)
+    if mode == "P":
+        picture.putpalette([0, 0, 0, 10, 20, 30, 200, 100, 50, 90, 90, 90])
+    assert picture.mode == mode
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    plain = tmp_path / "plain.tif"
+    picture.save(plain, compression="tiff_adobe_deflate", exif=exif)
+    for compression in ("tiff_lzw", *(("group4",) if mode == "1" else ())):
+        path = tmp_path / f"{compression}.tif"
+        picture.save(path, compression=compression, exif=exif)
+        assert image_bands(path) == image_bands(plain)
+        for channels in (1, 3):
+            assert np.array_equal(read_image(path, channels), read_image(plain, channels))
+        for painted in (False, True):
+            found, expected = (images._decode_label(p, painted=painted) for p in (path, plain))
+            assert found.dtype == expected.dtype
+            assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("ink", [False, True])
+def test_few_bits_and_ink(tmp_path, bits, ink):
+    """The numbers of a compressed label are those that are stored, also where 0 is white."""
+    stored = (np.arange(64) % 2**bits).astype(np.uint8).reshape(8, 8)
+    (tmp_path / "a.tif").write_bytes(lzw_tiff(stored, bits, ink=ink))
+    with Image.open(tmp_path / "a.tif") as picture:
+        assert picture.info["compression"] == "tiff_lzw"
+    found = images._decode_label(tmp_path / "a.tif", painted=False)
+    assert np.array_equal(found[..., 0], stored)
+
+
+def lzw_tiff(stored: np.ndarray, bits: int, *, ink: bool) -> bytes:
+    """A grey TIFF of a kind that no library writes on demand."""
+    rows = np.packbits(
+        np.unpackbits(stored, axis=1).reshape(8, -1, 8)[..., 8 - bits :].reshape(8, -1), 1
+    )
+    # LZW with a table that is cleared (256) before every byte: literal codes of 9 bits, then 257.
+    codes = [code for byte in rows.tobytes() for code in (256, byte)] + [257]
+    data = np.packbits([int(bit) for code in codes for bit in f"{code:09b}"]).tobytes()
+    height, width = stored.shape
+    entries = {256: width, 257: height, 258: bits, 259: 5, 262: 0 if ink else 1}
+    entries |= {273: 0, 277: 1, 278: height, 279: len(data)}
+    entries[273] = 8 + 2 + 12 * len(entries) + 4
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
+    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + table + bytes(4) + data
+
+
 def test_wrong_number_of_bands(tmp_path):
     bands = np.zeros((5, 8, 8), np.uint8)
     tifffile.imwrite(tmp_path / "a.tif", bands, photometric="minisblack", planarconfig="separate")

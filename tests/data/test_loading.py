@@ -204,6 +204,8 @@ def test_an_incomplete_download_is_noticed(config):
     splits = {"val": dataclasses.replace(spec.splits["val"], count=6)}
     with pytest.warns(UserWarning, match="has 6 images as published, but .* holds 5"):
         check_labels(dataclasses.replace(spec, splits=splits), root, "val")
+    splits = {"val": dataclasses.replace(spec.splits["val"], count=4)}
+    check_labels(dataclasses.replace(spec, splits=splits), root, "val")  # More is not incomplete.
 
 
 def test_labels_without_any_class(tmp_path, config):

@@ -389,6 +389,23 @@ def test_lists_as_people_write_them(tmp_path, lines, expected):
     assert names(spec, tmp_path, "train") == expected
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_lists_in_another_encoding_are_refused(tmp_path, encoding):
+    touch(tmp_path, "images/stra\u00dfe.png")
+    (tmp_path / "train.txt").write_bytes("stra\u00dfe\n".encode(encoding))
+    spec, _ = read(tmp_path, FLAT + "splits: {train: train.txt}\n")
+    with pytest.raises(InputError, match=r"train\.txt is no UTF-8 text .* Save it as UTF-8"):
+        spec.pairs(tmp_path, "train")
+
+
+def test_patterns_as_people_write_paths(tmp_path):
+    touch(tmp_path, "i/train/a.png", "l/train/a.png")
+    text = "classes: [a, b]\nimages: ./i/{split}/*.png\nlabels: l//{split}/./*.png\n"
+    spec, _ = read(tmp_path, text + "splits: [train]\n")
+    (pair,) = spec.pairs(tmp_path, "train")
+    assert (pair.name, pair.label) == ("a", tmp_path / "l/train/a.png")
+
+
 def test_masks_beside_their_images_are_no_images(tmp_path):
     touch(tmp_path, *(f"p/{name}{end}.png" for name in "abc" for end in ("", "_mask")))
     text = "classes: [a, b]\nimages: '*/*.png'\nlabels: '*/*_mask.png'\nsplits: [all]\n"
