@@ -1,5 +1,6 @@
 """The command line: a verb, its arguments, one call. Only this module and `terminal` print."""
 
+import io
 import os
 import sys
 import warnings
@@ -32,6 +33,9 @@ LISTED = ("backbones", "datasets", "heads", "losses", "optimizers", "recipes")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0 done, 2 a mistake in what was given, 130 Ctrl-C, 75 resume it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # Names of files need not be text.
     sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
 
 

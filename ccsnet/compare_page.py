@@ -262,7 +262,7 @@ def write_page(
         facts={name: str(value) for name, value in flat_settings(subject.facts).items()},
     )
     with atomic_path(path) as aside:
-        aside.write_text(page, "utf-8")
+        aside.write_text(page, "utf-8", "backslashreplace")  # Names of files need not be text.
 
 
 def _mark_names(subject: Subject) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ def figures_json(measured: Evaluation) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write a file as a whole; one that is there is replaced."""
     with atomic_path(path) as aside:
-        aside.write_text(text, "utf-8")
+        aside.write_text(text, "utf-8", "surrogateescape")  # Names of files as their bytes.
 
 
 def classes_csv(metrics: Metrics) -> str:

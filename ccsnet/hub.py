@@ -39,7 +39,7 @@ from ccsnet.errors import InputError
 from ccsnet.model_card import model_card, stored_metrics
 from ccsnet.plugins import plugin_names
 from ccsnet.publish import account_token, make_room, refused
-from ccsnet.run_folder import BEST_FILE, CONFIG_FILE
+from ccsnet.run_folder import BEST_FILE, CONFIG_FILE, kept
 from ccsnet.segmenter import Segmenter
 
 Published = TypeVar("Published", bound="HubModel")
@@ -345,6 +345,25 @@ class HubModel(
         checkpoint = self._own_checkpoint()
         public = dataclasses.replace(checkpoint, config=public_config(checkpoint))
         return ModelCard(model_card(public, name, licence))
+
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, save_directory: str | Path, **options: Any
+    ) -> str | None:
+        """Write what `push_to_hub` would publish into a folder; what is there is replaced.
+
+        Args:
+            save_directory: The folder, made if missing.
+            options: As of huggingface_hub's `ModelHubMixin.save_pretrained`.
+
+        Raises:
+            InputError: It is a run's own folder, or the model was made by hand.
+        """
+        if kept(Path(save_directory), LAST):
+            raise InputError(
+                f"{save_directory} is the folder of a training run, whose settings and figures say "
+                "more than is published. Name another folder."
+            )
+        return super().save_pretrained(save_directory, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write what a run's folder has: the weights to predict with, settings, figures."""

@@ -22,6 +22,7 @@ from ccsnet.evaluate import labelled_split
 from ccsnet.export_forms import quiet
 from ccsnet.files import atomic_path
 from ccsnet.metrics import Metrics
+from ccsnet.preflight import check_classes
 from ccsnet.runtime import ExportedModel
 
 CALIBRATION_IMAGES = 64
@@ -141,10 +142,11 @@ def _measure(
     same = total = 0
     try:
         spec, root = open_dataset(checkpoint.config.data)
+        check_classes(checkpoint, spec)
         split = labelled_split(spec, checkpoint.config.data.val_split)
         pairs = [(pair.image, pair.label) for pair in spec.pairs(root, split)]
         compared = f"the split {split!r} of {spec.name}"
-    except (InputError, OSError):  # The data stayed where the model was trained.
+    except (InputError, OSError):  # It stayed where the model was trained, or has changed.
         spec, pairs, compared = None, [(path, None) for path in images], "the calibration images"
     for path, label_path in pairs:
         image = read_image(path, before.info.channels)

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,11 @@ from ccsnet.rasters_config import RasterConfig
 from ccsnet.rasters_memory import blended_bytes, fitting, rows_under
 from ccsnet.rasters_parts import (
     PART_ROWS,
+    asked_before,
     begin_parts,
     finished_rows,
     has_state,
+    note_results,
     read_parts,
     state_of,
     write_parts,
@@ -105,10 +107,12 @@ def label_raster(
         plan, batch_size = _plan(pipeline, source, bands, reporter)
         state = state_of(scene, source, bands, plan, predictor)
         going_on = has_state(parts, state)
-        if not (overwrite or going_on):
-            _refuse_replacing(out, shapes)
+        results = [path for path in (out, shapes) if path is not None]
+        if not overwrite:
+            _refuse_replacing(results, asked_before(parts) if going_on else ())
         _say_what_is_special(source, scene, predictor, config, plan, reporter)
         begin_parts(parts, state, going_on, reporter)
+        note_results(parts, results)
         with environment(source, bands, rows_under(pipeline, plan.size, plan.window)):
             read = reader(source, scene, bands, predictor.model)
             _label_parts(plan, read, batch_size, predictor.info.ignore_index, parts, reporter)
@@ -161,9 +165,10 @@ def _check_results(source: Any, scene: Path | str, out: Path, polygons: Path | N
                 f"The result would be called {path.name}, and a file's name has {NAME_BYTES} bytes "
                 "at most. Give a shorter one with --out or --polygons."
             )
-    if out.exists() and (out.is_dir() or (Path(scene).exists() and out.samefile(scene))):
-        what = "a folder" if out.is_dir() else "the scene itself"
-        raise InputError(f"{out} is {what}. Give the result another name with --out.")
+        if path.exists() and (path.is_dir() or (Path(scene).exists() and path.samefile(scene))):
+            what = "a folder" if path.is_dir() else "the scene itself"
+            option = "--out" if path == out else "--polygons"
+            raise InputError(f"{path} is {what}. Give the result another name with {option}.")
     if polygons is not None:
         lies = None if source.transform.is_identity else source.transform
         check_polygons(polygons, source.crs, lies)
@@ -174,9 +179,9 @@ def _check_results(source: Any, scene: Path | str, out: Path, polygons: Path | N
             )
 
 
-def _refuse_replacing(out: Path, polygons: Path | None) -> None:
-    for path in filter(None, (out, polygons)):
-        if path.exists():
+def _refuse_replacing(results: Sequence[Path], but: Collection[Path]) -> None:
+    for path in results:
+        if path.exists() and path.resolve() not in but:
             raise InputError(f"{path} is there already. Give another name, or --overwrite.")
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,20 @@ def begin_parts(parts: Path, state: dict[str, Any], going_on: bool, reporter: Re
     if not going_on:
         with atomic_path(parts / "state.json") as aside:
             aside.write_text(json.dumps(state))
+
+
+def asked_before(parts: Path) -> set[Path]:
+    """The results that the call which left these rows was to write: they may be replaced."""
+    with contextlib.suppress(OSError, ValueError):
+        return {Path(name) for name in json.loads((parts / "results.json").read_text())}
+    return set()
+
+
+def note_results(parts: Path, results: Sequence[Path]) -> None:
+    """Keep what is to be written."""
+    names = {str(path.resolve()) for path in results} | {str(path) for path in asked_before(parts)}
+    with atomic_path(parts / "results.json") as aside:
+        aside.write_text(json.dumps(sorted(names)))
 
 
 def finished_rows(parts: Path, height: int) -> int:

@@ -123,7 +123,10 @@ def reader(source: Any, scene: Path | str, bands: tuple[int, ...], model: nn.Mod
         nonlocal told
         window = Window.from_slices(rows, columns)
         try:
-            pixels = source.read(bands, window=window)
+            if len({source.dtypes[band - 1] for band in bands}) == 1:
+                pixels = source.read(bands, window=window)
+            else:  # In a type that holds all of their values.
+                pixels = np.stack([source.read(band, window=window) for band in bands])
             # A place is empty where all of its bands are: 0 in one of them may be a value.
             valid = source.read_masks(bands, window=window).any(axis=0)
             if alpha:

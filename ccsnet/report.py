@@ -91,7 +91,7 @@ def write_report(
         sections=sections,
     )
     with atomic_path(path) as aside:
-        aside.write_text(page, "utf-8")
+        aside.write_text(page, "utf-8", "backslashreplace")  # Names of files need not be text.
 
 
 def picture(

@@ -269,8 +269,11 @@ def _writer(
     with _quiet():
         video = cv2.VideoWriter(str(aside), cv2.CAP_FFMPEG, code, rate, (size[1], size[0]))
     pending: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
+    num = 0
 
     def put(frame: np.ndarray) -> None:
+        nonlocal num
+        num += 1
         pending.append(encoder.submit(video.write, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)))
         while len(pending) > 2:
             pending.popleft().result()
@@ -288,5 +291,16 @@ def _writer(
         finally:
             encoder.shutdown()
             video.release()
-    if not aside.stat().st_size:
-        raise OSError(f"Nothing could be written of {out}. Is the disk full?")
+    if not _has_frame(aside, num - 1):
+        raise OSError(f"{out} could not be written to its end. Is the disk full?")
+
+
+def _has_frame(path: Path, index: int) -> bool:
+    """Whether a frame can be read again: the writer does not tell what it could not write."""
+    with _quiet():
+        capture = cv2.VideoCapture(str(path))
+    try:
+        capture.set(cv2.CAP_PROP_POS_FRAMES, index)
+        return capture.read()[0]
+    finally:
+        capture.release()

@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -391,6 +392,24 @@ def test_eight_bits(run, checkpoint, tmp_path):
     assert small.agreement > 0.9
     assert json.loads((tmp_path / "m-int8.json").read_text())["miou_after"] == small.miou_after
     assert load(small.path).info == made.info
+
+
+@pytest.mark.slow
+def test_eight_bits_where_the_classes_have_changed_since(run, checkpoint, tmp_path):
+    """No mIoU is told of labels that mean something else by now."""
+    from ccsnet.quantise import quantise
+
+    made = written(checkpoint, tmp_path, "onnx")
+    data = tmp_path / "shapes"
+    shutil.copytree(run.data, data)
+    text = (data / "dataset.yaml").read_text()
+    (data / "dataset.yaml").write_text(text.replace("[ground, disc, box", "[disc, ground, box"))
+    config = checkpoint.config
+    moved = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset=str(data)))
+    changed = dataclasses.replace(checkpoint, config=moved)
+    small = quantise(made.path, tmp_path / "m-int8.onnx", run.data / "images" / "train", changed)
+    assert small.compared == "the calibration images"
+    assert small.miou_before is None
 
 
 @pytest.mark.slow

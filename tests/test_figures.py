@@ -4,7 +4,11 @@ import csv
 import io
 import json
 import math
+import os
 import re
+import shutil
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -162,6 +166,24 @@ def test_nothing_is_replaced_unless_asked(call, run, tmp_path, monkeypatch):
     status, _, error = call("evaluate", run.out, "--out", out / "notes.txt")
     assert status == 2
     assert "notes.txt" in error
+
+
+def test_names_that_are_no_text(run, tmp_path):
+    """As unpacked from an archive of another system: the pages are written, and the table shown."""
+    data, out = tmp_path / "data", tmp_path / "figures"
+    shutil.copytree(run.data, data)
+    for folder in ("images", "labels"):
+        path = data / folder / "val" / "0.png"
+        path.rename(path.with_name(os.fsdecode(b"caf\xe9.png")))
+    command = [sys.executable, "-m", "ccsnet", "evaluate", run.out, "--root", data, "--per-image"]
+    command += ["--out", out, "--json", tmp_path / "all.json", "--cpu"]
+    done = subprocess.run(
+        command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert rb"caf\udce9" in done.stdout
+    assert b"caf\xe9," in (out / "images.csv").read_bytes()
+    assert r"caf\udce9" in (out / "evaluation.html").read_text("utf-8")
 
 
 def test_a_place_for_json_is_looked_at_first(call, run, tmp_path, monkeypatch):

@@ -237,6 +237,15 @@ def test_a_folder_is_written_and_read(predictor, run, tmp_path):
     predictor.save_pretrained(tmp_path / "model")  # Over itself.
 
 
+def test_a_runs_own_folder_is_left_alone(predictor, run):
+    """What is published says less than a run needs, and its best is not always what was loaded."""
+    before = {path.name: path.read_bytes() for path in run.out.iterdir() if path.is_file()}
+    with pytest.raises(InputError, match=r"is the folder of a training run.*another folder"):
+        predictor.save_pretrained(run.out)
+    after = {path.name: path.read_bytes() for path in run.out.iterdir() if path.is_file()}
+    assert after == before
+
+
 def test_nothing_of_this_machine_is_published(predictor, hub, run):
     push(predictor)
     for content in hub.repositories["me/shapes"].values():

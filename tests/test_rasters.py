@@ -36,6 +36,7 @@ shapely = pytest.importorskip("shapely")
 
 from rasterio import Affine  # noqa: E402
 from rasterio.features import rasterize  # noqa: E402
+from rasterio.shutil import copy as copy_raster  # noqa: E402
 
 NORTH_UP = Affine(0.5, 0, 500_000, 0, -0.5, 5_400_000)
 ROTATED = NORTH_UP @ Affine.rotation(30)
@@ -651,6 +652,52 @@ def test_a_run_stopped_after_its_result_is_there(network, tmp_path, monkeypatch)
     label_raster(Predictor(network, info()), path, out, SMALL)
     assert np.array_equal(read(out), whole(network, pixels))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["labels.tif", "scene.tif"]
+
+
+def test_going_on_does_not_replace_what_is_not_its_own(network, tmp_path, monkeypatch):
+    monkeypatch.setattr(rasters_parts, "PART_ROWS", 64)
+    path, out = write(tmp_path / "scene.tif", picture((300, 130))), tmp_path / "labels.tif"
+    polygons, predictor = tmp_path / "project.gpkg", Predictor(network, info())
+    with pytest.raises(KeyboardInterrupt):
+        label_raster(predictor, path, out, SMALL, reporter=Stopping(8))
+    polygons.write_bytes(b"layers of somebody else")
+    with pytest.raises(InputError, match=r"project\.gpkg is there already"):
+        label_raster(predictor, path, out, SMALL, polygons=polygons)
+    assert polygons.read_bytes() == b"layers of somebody else"
+    polygons.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        label_raster(predictor, path, out, SMALL, polygons=polygons, reporter=Stopping(8))
+    polygons.touch()  # From now on it is this call's own.
+    label_raster(predictor, path, out, SMALL, polygons=polygons)
+    assert len(geopackage(polygons)) > 1
+
+
+def test_the_scene_is_not_replaced_by_its_polygons(predictor, tmp_path):
+    plain, path = write(tmp_path / "plain.tif", picture((64, 64))), tmp_path / "scene.gpkg"
+    copy_raster(plain, path, driver="GPKG")
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"is the scene itself.*--polygons"):
+        label_raster(predictor, path, tmp_path / "l.tif", SMALL, polygons=path, overwrite=True)
+    assert path.read_bytes() == before
+
+
+def test_bands_of_several_types(network, tmp_path):
+    """As gdalbuildvrt -separate puts them together."""
+    pixels = picture((80, 90))
+    for i in range(3):
+        band = pixels[..., i : i + 1].astype((np.uint8, np.float32, np.int16)[i])
+        write(tmp_path / f"{i}.tif", band)
+    types = ("Byte", "Float32", "Int16")
+    bands = "".join(
+        f'<VRTRasterBand dataType="{kind}" band="{i + 1}"><SimpleSource>'
+        f'<SourceFilename relativeToVRT="1">{i}.tif</SourceFilename><SourceBand>1</SourceBand>'
+        "</SimpleSource></VRTRasterBand>"
+        for i, kind in enumerate(types)
+    )
+    scene, place = tmp_path / "all.vrt", "<GeoTransform>0, 1, 0, 0, 0, -1</GeoTransform>"
+    scene.write_text(f'<VRTDataset rasterXSize="90" rasterYSize="80">{place}{bands}</VRTDataset>')
+    label_raster(Predictor(network, info()), scene, tmp_path / "labels.tif", SMALL)
+    assert np.array_equal(read(tmp_path / "labels.tif"), whole(network, pixels))
 
 
 def test_finished_rows_that_are_damaged_are_named(network, tmp_path, monkeypatch):

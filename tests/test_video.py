@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -188,6 +189,34 @@ def test_what_cannot_be_used(predictor, clip, tmp_path, change, text, capfd):
     with pytest.raises(InputError, match=text):
         label_video(predictor, **settings)
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("suffix", CODECS)
+def test_a_full_disk(predictor, clip, tmp_path, monkeypatch, suffix):
+    """OpenCV says nothing of it: the end of the video is missing, and what was there stays."""
+    out = tmp_path / f"out{suffix}"
+    out.write_bytes(b"the video before")
+    writer = cv2.VideoWriter
+
+    class Full:
+        fourcc = staticmethod(writer.fourcc)
+
+        def __init__(self, name, *arguments):
+            self.path, self.writer = Path(name), writer(name, *arguments)
+
+        def __getattr__(self, name):
+            return getattr(self.writer, name)
+
+        def release(self):
+            self.writer.release()
+            whole = self.path.read_bytes()
+            self.path.write_bytes(whole[: len(whole) // 2])
+
+    monkeypatch.setattr(cv2, "VideoWriter", Full)
+    with pytest.raises(OSError, match="could not be written to its end"):
+        label_video(predictor, clip, out, overwrite=True)
+    assert not list(tmp_path.glob(".*"))
+    assert out.read_bytes() == b"the video before"
 
 
 def test_the_video_itself_is_not_replaced(predictor, clip, tmp_path):

@@ -35,6 +35,7 @@ from ccsnet.draw import overlay, rgb_of
 from ccsnet.errors import InputError
 from ccsnet.predict import Prediction, Predictor
 from ccsnet.predict_config import PredictConfig
+from ccsnet.serve.answers import JPEG_SIDE
 from ccsnet.serve.uploads import NO_IMAGE, TOO_LARGE, UploadError, check_num_bytes, decode_upload
 
 STATIC = Path(__file__).parent / "static"
@@ -246,7 +247,7 @@ def _view(request: Request) -> tuple[Result, View]:
 
 def _image(request: Request) -> Response:
     shown = rgb_of(_result(request).image)
-    if shown.shape[0] * shown.shape[1] > LOSSLESS_PIXELS:
+    if shown.shape[0] * shown.shape[1] > LOSSLESS_PIXELS and max(shown.shape) <= JPEG_SIDE:
         return Response(jpeg(shown, 92), media_type="image/jpeg")
     return Response(png(shown), media_type="image/png")
 

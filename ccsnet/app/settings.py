@@ -1,5 +1,6 @@
 """The limits of the page; no torch here, so that `--help` is quick."""
 
+import math
 from dataclasses import dataclass
 
 from ccsnet.errors import InputError
@@ -21,3 +22,5 @@ class AppSettings:
             value = getattr(self, name)
             if not value > 0:  # Not `value <= 0`, which NaN would pass.
                 raise InputError(f"{name} is {value}; it must be above 0.")
+            if name.startswith("max") and math.isinf(value):
+                raise InputError(f"{name} is {value}; it must be a number, such as 1000.")

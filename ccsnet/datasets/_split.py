@@ -179,7 +179,9 @@ def _expression(pattern: str) -> re.Pattern[str]:
 
 def name_hash(name: str) -> float:
     """A number from 0 to below 1 that depends on nothing but the name."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
+    return (
+        int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8]) / 2**64
+    )
 
 
 def repeated(items: Iterable[Item]) -> list[Item]:

@@ -14,11 +14,14 @@ from PIL import Image
 
 from ccsnet.draw import overlay, rgb_of
 from ccsnet.serve.models import Facts
+from ccsnet.serve.uploads import UNUSABLE, UploadError
 
 PNG, JPEG = "image/png", "image/jpeg"
 MEDIA = {"label": PNG, "palette": PNG, "overlay": PNG, "overlay-jpeg": JPEG}
 """What the pictures are written as."""
 QUALITY = 90  # Of JPEG.
+JPEG_SIDE = 65_500
+"""The longest side of a JPEG. Source: JPEG_MAX_DIMENSION of libjpeg."""
 AREAS = "areas.json"
 """The file in an archive that says what the others are."""
 
@@ -49,7 +52,17 @@ def palette_png(label: Integer[np.ndarray, "H W"], facts: Facts) -> bytes:
 def overlay_picture(
     image: Num[np.ndarray, "H W C"], label: Integer[np.ndarray, "H W"], facts: Facts, media: str
 ) -> bytes:
-    """The classes painted over the image, as PNG or JPEG."""
+    """The classes painted over the image, as PNG or JPEG.
+
+    Raises:
+        UploadError: It is too long for a JPEG.
+    """
+    if media == JPEG and max(label.shape) > JPEG_SIDE:
+        raise UploadError(
+            UNUSABLE,
+            f"The image has {label.shape[0]} x {label.shape[1]} pixels, and a JPEG at most "
+            f"{JPEG_SIDE} a side. Ask for output=overlay, which is a PNG.",
+        )
     painted: UInt8[np.ndarray, "H W 3"] = overlay(rgb_of(image), label, facts.colours)
     suffix = ".jpg" if media == JPEG else ".png"
     return _encoded(suffix, cv2.cvtColor(painted, cv2.COLOR_RGB2BGR))

@@ -61,6 +61,7 @@ def test_without_a_model_it_is_the_demo(call, run, served, tmp_path, monkeypatch
         (["RUN", "--images", "nowhere"], "nowhere"),
         (["RUN", "--max-megapixels", "0"], "must be above 0"),
         (["RUN", "--keep-megabytes", "nan"], "must be above 0"),
+        (["RUN", "--max-megabytes", "inf"], "it must be a number"),
         (["RUN", "--prot", "1"], "--port"),
         (["RUN", "--compare", "runs/nowhere/at-all"], "runs/nowhere/at-all"),
         (["RUN", "--window", "30"], "multiple of 32"),

@@ -1,3 +1,4 @@
+import os
 import pickle
 import re
 from pathlib import Path
@@ -350,10 +351,11 @@ def test_shares_stay_when_files_are_added(tmp_path):
     touch(tmp_path, *(f"images/more_{i}.png" for i in range(200)))
     for split, old in before.items():
         assert set(names(spec, tmp_path, split)) & set(first) == old
+    touch(tmp_path, "images/" + os.fsdecode(b"caf\xe9.png"))  # No text.
     three, _ = read(tmp_path, FLAT + "split: [0.8, 0.1, 0.1]\n")
     parts = [names(three, tmp_path, split) for split in ("train", "val", "test")]
     assert parts[0] == names(spec, tmp_path, "train")
-    assert sum(map(len, parts)) == len(set().union(*parts)) == 400
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 401
     assert [three.splits[s].share for s in three.splits] == [(0, 0.8), (0.8, 0.9), (0.9, 1)]
 
 

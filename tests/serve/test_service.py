@@ -5,6 +5,7 @@ import json
 import re
 import zipfile
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -58,6 +59,21 @@ def test_a_form_a_body_without_type_and_a_jpeg(client, pictures):
     assert form.content == bare.content == whole
     overlay = client.post("/predict?output=overlay-jpeg", content=pictures[0], headers=PNG)
     assert (overlay.headers["content-type"], overlay.content[:3]) == ("image/jpeg", b"\xff\xd8\xff")
+
+
+def test_what_is_too_long_for_a_jpeg(client, pictures):
+    """Is said of it alone; a PNG of it can be had."""
+    done, strip = cv2.imencode(".png", np.zeros((1, 65_600, 3), np.uint8))
+    assert done
+    response = client.post("/predict?output=overlay-jpeg", content=strip.tobytes(), headers=PNG)
+    assert response.status_code == 422
+    assert "Ask for output=overlay" in response.json()["error"]
+    assert client.post("/predict?output=overlay", content=strip.tobytes()).status_code == 200
+    files = [
+        ("files", (n, d, "image/png")) for n, d in (("a", strip.tobytes()), ("b", pictures[0]))
+    ]
+    found = client.post("/predict/batch?output=overlay-jpeg", files=files)
+    assert found.status_code == 200
 
 
 def test_areas(client, predictor, images, pictures):
