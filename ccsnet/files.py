@@ -98,6 +98,18 @@ def check_writable_file(path: Path | None, option: str) -> None:
     check_writable_folder(path.parent)
 
 
+def read_utf8(path: Path) -> str:
+    """The text of a user's file.
+
+    Raises:
+        InputError: It is in another encoding.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no UTF-8 text ({error}). Save it as UTF-8.") from error
+
+
 def _sync_folder(folder: Path) -> None:
     """Let the disk have the new name too; where folders cannot be opened (Windows), it has."""
     with contextlib.suppress(OSError):

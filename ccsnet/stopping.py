@@ -4,7 +4,6 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
-from multiprocessing import resource_tracker
 from types import FrameType, TracebackType
 
 RESUME_STATUS = 75
@@ -110,6 +109,8 @@ def deaf_children() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows, where no mask is inherited.
         yield
         return
+    from multiprocessing import resource_tracker
+
     resource_tracker.ensure_running()  # Started in the block, it would unblock the signals.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:

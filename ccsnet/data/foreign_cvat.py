@@ -24,6 +24,7 @@ from ccsnet.data.regions import Bitmap, Outline, Region, ellipse, from_runs, out
 from ccsnet.datasets._spec import Colour
 from ccsnet.datasets._split import repeated
 from ccsnet.errors import InputError
+from ccsnet.files import read_utf8
 
 LABELMAP, MASKS, LISTS = "labelmap.txt", "SegmentationClass", "ImageSets/Segmentation"
 
@@ -194,13 +195,6 @@ def read_masks(root: Path, images: ImageFinder) -> Source:
     return Source(items, list(colours), colours)
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no UTF-8 text ({error}). Save it as UTF-8.") from error
-
-
 def _labelmap(path: Path) -> dict[str, Colour]:
     """Class and colour of each line `name:red,green,blue:parts:actions`."""
     if not path.is_file():
@@ -208,7 +202,7 @@ def _labelmap(path: Path) -> dict[str, Colour]:
             f"No {path}, which says what the masks' colours mean: lines such as `road:128,64,128::`"
         )
     colours: dict[str, Colour] = {}
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_utf8(path).splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         name, _, rest = line.partition(":")
@@ -231,7 +225,7 @@ def _labelmap(path: Path) -> dict[str, Colour]:
 
 def _listed(folder: Path) -> dict[str, str | None]:
     """The split of each image that a list names."""
-    lists = {path.stem: _lines(path) for path in sorted(folder.glob("*.txt"))}
+    lists = {path.stem: read_utf8(path).split("\n") for path in sorted(folder.glob("*.txt"))}
     if {"train", "val", "trainval"} <= set(lists):
         del lists["trainval"]
     splits: dict[str, str | None] = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from ccsnet.errors import InputError
+from ccsnet.files import read_utf8
 
 Item = TypeVar("Item")
 
@@ -127,11 +128,7 @@ class Split:
         if not path.is_file():
             raise FileNotFoundError(f"No {path}, the list of the images of this split.")
         by_name = {pair.name: pair for pair in pairs}
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path} is no UTF-8 text ({error}). Save it as UTF-8.") from error
-        lines = filter(str.strip, text.splitlines())
+        lines = filter(str.strip, read_utf8(path).splitlines())
         wanted = [self._named(line, by_name) for line in lines]
         missing = [name for name in wanted if name not in by_name]
         if missing:
